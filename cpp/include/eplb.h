@@ -1,0 +1,251 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// libeplb: the part of eplb that touches expert weights.
+//
+// Words: a *slot* is a physical expert, one place of one rank that holds one logical expert per
+// layer. *Weights* are the expert memory of one rank. An *engine* joins the weights of some ranks
+// of a world ("local ranks") to a transport and executes *programs*: flat arrays that say which
+// expert goes from which slot to which slot, batch of layers by batch of layers.
+//
+// Rules that hold for every function:
+//  - It never throws, never aborts the process and returns an EPLB_* status; outputs are written
+//    only on EPLB_OK, unless its comment says otherwise.
+//  - `error` may be NULL; else a NUL-terminated text of at most `capacity` bytes is written on
+//    failure. There is no "last error": calls run on whichever thread the host language chooses.
+//  - Handles are ids, checked on each call; 0 is never valid. Any thread may use a handle, one call
+//    at a time: a second one is refused with EPLB_BUSY, except where marked [any time].
+//  - [waits] marks calls that can wait for a peer. They take a timeout in milliseconds (0 is
+//    refused) and are ended early by eplb_engine_abort.
+//  - Every struct begins with its size and version and may only grow at its end. A caller's shorter
+//    struct gets defaults for what it lacks; a longer one must be zero in what is not known here.
+//  - Addresses are uint64_t, sizes are bytes, "ordinal" is a CUDA device number or -1 for the host.
+#ifndef EPLB_H_
+#define EPLB_H_
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+#define EPLB_EXTERN_C extern "C"
+#define EPLB_NOEXCEPT noexcept
+#else
+#define EPLB_EXTERN_C
+#define EPLB_NOEXCEPT
+#endif
+#define EPLB_API EPLB_EXTERN_C __attribute__((visibility("default")))
+
+// Library version (parsed by CMake) and ABI version (compared when the library is loaded).
+#define EPLB_VERSION "0.1.0"
+#define EPLB_ABI_VERSION 1u
+
+typedef uint64_t eplb_handle;
+
+// Status. -1…-19: the caller; -20…-39: this machine; -40…-59: other ranks; -60…: libeplb itself.
+enum {
+  EPLB_OK = 0,
+  EPLB_INVALID_ARGUMENT = -1,
+  EPLB_INVALID_HANDLE = -2,
+  EPLB_BUSY = -3,
+  EPLB_UNSUPPORTED = -4,  // not in this build, or not possible on this machine
+  EPLB_BAD_STRUCT = -5,   // struct size or version out of range, unknown field set
+  EPLB_BROKEN = -6,       // the engine failed before: destroy it, keep the weights, make a new one
+  EPLB_OUT_OF_MEMORY = -20,
+  EPLB_SYSTEM_ERROR = -21,
+  EPLB_CUDA_ERROR = -22,
+  EPLB_NCCL_ERROR = -40,
+  EPLB_TIMEOUT = -41,
+  EPLB_ABORTED = -42,      // eplb_engine_abort was called here
+  EPLB_PEER_FAILED = -43,  // another rank gave up
+  EPLB_PEER_MISMATCH = -44,  // another rank's bootstrap blob does not fit this rank's weights
+  EPLB_INTERNAL_ERROR = -60,
+};
+
+// Bits of eplb_capabilities.
+#define EPLB_CAPABILITY_CUDA 1u  // built with CUDA
+#define EPLB_CAPABILITY_NCCL 2u  // built against NCCL's header; the library is opened at run time
+
+enum { EPLB_TRANSPORT_PULL = 1, EPLB_TRANSPORT_NCCL = 2 };
+
+// ---- library ------------------------------------------------------------------------------------
+
+EPLB_API uint32_t eplb_abi_version(void) EPLB_NOEXCEPT;
+EPLB_API uint32_t eplb_capabilities(void) EPLB_NOEXCEPT;
+// sizeof of the struct with this kind (EPLB_STRUCT_*), 0 for an unknown kind.
+enum {
+  EPLB_STRUCT_DEVICE_INFO = 1,
+  EPLB_STRUCT_WEIGHTS_CONFIG = 2,
+  EPLB_STRUCT_ENGINE_CONFIG = 3,
+  EPLB_STRUCT_ENGINE_INFO = 4,
+  EPLB_STRUCT_RUN_RESULT = 5,
+};
+EPLB_API uint32_t eplb_struct_size(uint32_t kind) EPLB_NOEXCEPT;
+// Writes the library version / the name of a status, NUL-terminated.
+EPLB_API int32_t eplb_version(char* text, uint64_t capacity) EPLB_NOEXCEPT;
+EPLB_API int32_t eplb_status_name(int32_t status, char* text, uint64_t capacity) EPLB_NOEXCEPT;
+
+// ---- devices ------------------------------------------------------------------------------------
+
+typedef struct {
+  uint32_t size, version;  // version 1
+  int32_t ordinal;
+  int32_t compute_major, compute_minor, multiprocessors;
+  uint64_t total_bytes, free_bytes;
+  char name[128];
+  char pci_bus_id[32];
+} eplb_device_info;
+
+// Number of CUDA devices; 0 with EPLB_OK where there is no driver or no device.
+// `error` then says why (this is the one place where it is written on success).
+EPLB_API int32_t eplb_device_count(int32_t* count, char* error, uint64_t capacity) EPLB_NOEXCEPT;
+EPLB_API int32_t eplb_device_describe(int32_t ordinal, eplb_device_info* info, char* error,
+                                      uint64_t capacity) EPLB_NOEXCEPT;
+// *reachable = 1 when `ordinal` can map memory of `peer`.
+EPLB_API int32_t eplb_device_peer_access(int32_t ordinal, int32_t peer, int32_t* reachable,
+                                         char* error, uint64_t capacity) EPLB_NOEXCEPT;
+// Opens NCCL (`path` NULL or "": the usual names), reports its version (22803 for 2.28.3) and file.
+// Opened once per process; a later call with another path returns what is open.
+EPLB_API int32_t eplb_nccl_open(const char* path, int32_t* version, char* found,
+                                uint64_t found_capacity, char* error,
+                                uint64_t capacity) EPLB_NOEXCEPT;
+
+// ---- weights: expert memory of one rank -----------------------------------------------------------
+
+typedef struct {
+  uint32_t size, version;  // version 1
+  int32_t ordinal;         // -1: host memory
+  uint32_t layers;         // >= 1
+  uint32_t slots;          // slots of this rank per layer, >= 1
+  uint32_t tensors;        // tensors per expert, >= 1
+} eplb_weights_config;
+
+// `tensor_bytes` [tensors]: bytes of one expert in each tensor, >= 1.
+EPLB_API int32_t eplb_weights_create(const eplb_weights_config* config,
+                                     const uint64_t* tensor_bytes, eplb_handle* weights,
+                                     char* error, uint64_t capacity) EPLB_NOEXCEPT;
+// Memory that the caller owns and keeps until the weights are destroyed. `table` [layers][tensors][2]:
+// address of slot 0, and bytes from one slot to the next (>= tensor_bytes). Refused: null addresses,
+// strides below an expert's bytes, ranges that overlap, CUDA pointers of another device.
+EPLB_API int32_t eplb_weights_register(eplb_handle weights, const uint64_t* table, char* error,
+                                       uint64_t capacity) EPLB_NOEXCEPT;
+// Memory that the library owns, zeroed. `shareable` != 0: peers in other processes can map it (host: POSIX
+// shared memory; CUDA memory is always shareable).
+EPLB_API int32_t eplb_weights_allocate(eplb_handle weights, uint32_t shareable, char* error,
+                                       uint64_t capacity) EPLB_NOEXCEPT;
+// Copies `bytes` at `offset` inside one expert's tensor from / to host memory.
+EPLB_API int32_t eplb_weights_write(eplb_handle weights, uint32_t layer, uint32_t slot,
+                                    uint32_t tensor, uint64_t offset, const void* source,
+                                    uint64_t bytes, char* error, uint64_t capacity) EPLB_NOEXCEPT;
+EPLB_API int32_t eplb_weights_read(eplb_handle weights, uint32_t layer, uint32_t slot,
+                                   uint32_t tensor, uint64_t offset, void* target, uint64_t bytes,
+                                   char* error, uint64_t capacity) EPLB_NOEXCEPT;
+// Synthetic weights where the bytes are. `map` [layers][slots] of logical experts; -1 is left as it is.
+// The bytes depend on seed, layer, expert and tensor alone, alike on host and GPU.
+EPLB_API int32_t eplb_weights_fill(eplb_handle weights, const int32_t* map, uint64_t seed,
+                                   char* error, uint64_t capacity) EPLB_NOEXCEPT;
+// A 64-bit digest per tensor of each expert, computed where the bytes are, alike on host and GPU:
+// `digests` [layers][slots][tensors].
+EPLB_API int32_t eplb_weights_digest(eplb_handle weights, uint64_t* digests, char* error,
+                                     uint64_t capacity) EPLB_NOEXCEPT;
+// Address of slot 0 and stride, of one layer's tensor.
+EPLB_API int32_t eplb_weights_address(eplb_handle weights, uint32_t layer, uint32_t tensor,
+                                      uint64_t* address, uint64_t* stride, char* error,
+                                      uint64_t capacity) EPLB_NOEXCEPT;
+// [any time] Frees what the library owns. Refused with EPLB_BUSY while an engine uses the weights.
+EPLB_API int32_t eplb_weights_destroy(eplb_handle weights, char* error,
+                                      uint64_t capacity) EPLB_NOEXCEPT;
+
+// ---- engine: local ranks joined to a transport ----------------------------------------------------
+
+typedef struct {
+  uint32_t size, version;  // version 1
+  uint32_t world;          // ranks of the whole job
+  uint32_t locals;         // ranks of this process, 1 … world
+  uint32_t transport;      // EPLB_TRANSPORT_*
+  uint32_t staging_cells;  // experts that one staging set holds, 1 … slots
+  uint32_t staging_sets;   // 1 or 2; with 2 the next batch moves while one commits
+  int32_t max_ctas;        // NCCL's thread blocks per communicator, 0: NCCL's own choice
+  uint64_t small_bytes;    // tensors up to this size are packed instead of sent one by one
+} eplb_engine_config;
+
+typedef struct {
+  uint32_t size, version;   // version 1
+  uint64_t cell_bytes;      // staging memory of one expert, padding included
+  uint64_t staging_bytes;   // staging memory of one local rank, all sets, pack buffers included
+} eplb_engine_info;
+
+typedef struct {
+  uint32_t size, version;     // version 1
+  uint32_t committed_batches;  // batches whose weights are in place on every local rank
+  int32_t failed_rank;         // the rank to blame, -1 if none is known
+  double seconds;              // wall time, first byte to last commit
+} eplb_run_result;
+
+// `local_ranks` [locals], `weights` [locals]. All weights must agree in layers, slots and tensors.
+EPLB_API int32_t eplb_engine_create(const eplb_engine_config* config, const int32_t* local_ranks,
+                                    const eplb_handle* weights, eplb_handle* engine, char* error,
+                                    uint64_t capacity) EPLB_NOEXCEPT;
+EPLB_API int32_t eplb_engine_describe(eplb_handle engine, eplb_engine_info* info, char* error,
+                                      uint64_t capacity) EPLB_NOEXCEPT;
+// Bootstrap blob of local rank `index`, for eplb_engine_connect on every rank. *bytes is the blob's
+// size, also when `capacity_bytes` is too small (EPLB_INVALID_ARGUMENT; call again).
+EPLB_API int32_t eplb_engine_export(eplb_handle engine, uint32_t index, void* blob,
+                                    uint64_t capacity_bytes, uint64_t* bytes, char* error,
+                                    uint64_t capacity) EPLB_NOEXCEPT;
+// [waits] `blobs`: the blobs of all ranks, back to back in rank order; `lengths` [world]. Maps peers' memory
+// or joins NCCL communicators and warms every pair. A blob that does not fit is EPLB_PEER_MISMATCH.
+EPLB_API int32_t eplb_engine_connect(eplb_handle engine, const void* blobs,
+                                     const uint64_t* lengths, uint64_t timeout_ms, char* error,
+                                     uint64_t capacity) EPLB_NOEXCEPT;
+// Call when every rank is connected: removes the names of shared memory, so that nothing is left
+// behind however the processes end. (Destroying an engine or a failing connect removes them too.)
+EPLB_API int32_t eplb_engine_seal(eplb_handle engine, char* error,
+                                  uint64_t capacity) EPLB_NOEXCEPT;
+// [waits] Executes a program (layout below) on all local ranks. `rank_bytes` [locals][2], may be NULL:
+// bytes that came in from, and went out to, other ranks. `result` and `rank_bytes` are written on failure
+// too; the engine is then broken, and weights and maps agree for result->committed_batches batches.
+EPLB_API int32_t eplb_engine_run(eplb_handle engine, const int32_t* program, uint64_t words,
+                                 uint64_t timeout_ms, eplb_run_result* result,
+                                 uint64_t* rank_bytes, char* error,
+                                 uint64_t capacity) EPLB_NOEXCEPT;
+// After a failed run: commits batches that this engine has staged but not committed, up to `batches` in all.
+// `batches` must be what a surviving rank reported as committed: its fence proves that this rank
+// has staged them. Smaller numbers change nothing. *committed: the batches committed now.
+EPLB_API int32_t eplb_engine_settle(eplb_handle engine, uint32_t batches, uint32_t* committed,
+                                    char* error, uint64_t capacity) EPLB_NOEXCEPT;
+// [any time] Batches committed by the run in progress, or by the last one.
+EPLB_API int32_t eplb_engine_progress(eplb_handle engine, uint32_t* batches, char* error,
+                                      uint64_t capacity) EPLB_NOEXCEPT;
+// [any time] Ends waits of this engine early; `failed_rank` (-1: none) and `reason` go into their error.
+EPLB_API int32_t eplb_engine_abort(eplb_handle engine, int32_t failed_rank, const char* reason,
+                                   char* error, uint64_t capacity) EPLB_NOEXCEPT;
+// [any time] Aborts, waits for a running call to return, frees. The weights stay.
+EPLB_API int32_t eplb_engine_destroy(eplb_handle engine, char* error,
+                                     uint64_t capacity) EPLB_NOEXCEPT;
+
+// ---- program ------------------------------------------------------------------------------------
+//
+// int32 words: a header, a table of batches, then operations.
+//
+//   header  [8]           magic, version, batches, operations, layers, slots, world, 0
+//   batches [batches][2]  first layer, one past the last layer; ascending, without overlap
+//   ops     [operations][8]  batch, round, rank, code, layer, slot, peer, peer slot
+//
+// Operations are sorted by batch, then round; only those of the caller's local ranks are executed
+// (others are refused). Operations of one rank in one round form a group: they start together and
+// none waits for another. Both ends of a transfer carry the same batch and round, and the
+// operations between two ranks stand in the same order at both ends.
+//
+//   SEND       rank's `slot` goes to `peer`'s `peer slot`
+//   RECEIVE    rank's `slot` gets what `peer` holds in `peer slot`
+//   COPY       rank's `slot` gets what the same rank holds in `peer slot` (peer = rank)
+//   DUPLICATE  rank's `slot` gets what this batch RECEIVEs or COPYs into `peer slot` of the same layer
+//              (peer = rank)
+//
+// Sources are read as they were before the batch. A slot is written at most once per layer.
+#define EPLB_PROGRAM_MAGIC 0x424C5045  // "EPLB"
+#define EPLB_PROGRAM_VERSION 1
+#define EPLB_PROGRAM_HEADER_WORDS 8
+#define EPLB_PROGRAM_BATCH_WORDS 2
+#define EPLB_PROGRAM_OP_WORDS 8
+enum { EPLB_OP_SEND = 1, EPLB_OP_RECEIVE = 2, EPLB_OP_COPY = 3, EPLB_OP_DUPLICATE = 4 };
+
+#endif  // EPLB_H_

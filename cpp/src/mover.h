@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a transport does for one local rank. The executor drives it on the rank's own thread:
+//
+//   begin · (stage · arrive) for each batch, at most `sets` batches ahead of · (wait · commit) · finish
+//
+// and, after a failure, resolve · commit for the batches that were already decided.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "device.h"
+#include "error.h"
+
+namespace eplb {
+
+// One operation of a program, for one rank; fields as in eplb.h.
+struct Operation {
+  int32_t round, code, layer, slot, peer, peer_slot;
+};
+
+// What one rank does in one batch of layers. Receives and copies each take one staging cell, in the
+// order of `operations`: cell c holds the c-th RECEIVE or COPY.
+struct RankBatch {
+  std::vector<Operation> operations;  // SEND, RECEIVE and COPY, sorted by round
+  struct Commit {
+    int32_t layer, slot, cell;
+  };
+  std::vector<Commit> commits;  // every slot that changes, duplicates included
+};
+
+// Addresses of one rank's weights, as seen by this process.
+struct WeightsView {
+  int32_t layers = 0, slots = 0, tensors = 0;
+  std::vector<uint64_t> tensor_bytes;      // [tensors]
+  std::vector<uint64_t> address, stride;   // [layers * tensors]; slot 0, and slot to slot
+  uint64_t at(int32_t layer, int32_t tensor, int32_t slot) const {
+    const size_t i = static_cast<size_t>(layer) * tensors + tensor;
+    return address[i] + stride[i] * slot;
+  }
+};
+
+// Ends waits early. One per engine; shared by its ranks' threads and by eplb_engine_abort.
+class Cancellation {
+ public:
+  void reset(std::chrono::steady_clock::time_point deadline);
+  // Only the first call counts. `rank` is the one to blame, -1 for none.
+  void cancel(int32_t status, int32_t rank, const std::string& reason);
+  bool cancelled() const { return cancelled_.load(std::memory_order_acquire); }
+  // Throws what cancel was told, or EPLB_TIMEOUT with `what` when the deadline has passed.
+  void check(const char* what) const;
+  std::chrono::steady_clock::time_point deadline() const;
+
+ private:
+  std::atomic<bool> cancelled_{false};
+  mutable std::mutex mutex_;
+  std::chrono::steady_clock::time_point deadline_;
+  int32_t status_ = 0, rank_ = -1;
+  std::string reason_;
+};
+
+class Mover {
+ public:
+  virtual ~Mover() = default;
+  // The program of one run. Uploads what the device needs; moves nothing.
+  virtual void begin(const std::vector<RankBatch>& batches) = 0;
+  // Starts gathering the batch into staging set `batch % sets`. May return before the bytes are there.
+  virtual void stage(size_t batch) = 0;
+  // Tells every rank, once the bytes are there, that this rank has staged the batch.
+  virtual void arrive(size_t batch) = 0;
+  // Returns once every rank has staged the batch: from then on it will be committed everywhere.
+  // Throws on timeout, cancellation or a peer's failure; then resolve() says how it ended.
+  virtual void wait(size_t batch) = 0;
+  // After a failure, without waiting: is the batch known to be staged everywhere? Once false was
+  // answered for a batch, no rank of this process' shared control block will ever commit it.
+  virtual bool resolve(size_t batch) = 0;
+  // Starts copying the staged batch into the slots. Ordered before the next stage() of the same set.
+  virtual void commit(size_t batch) = 0;
+  // Returns when every commit is in place here.
+  virtual void flush() = 0;
+  // Waits until every rank has flushed: peers' slots may be read again.
+  virtual void finish() = 0;
+  // Bytes from and to other ranks in this run.
+  uint64_t bytes_in = 0, bytes_out = 0;
+};
+
+}  // namespace eplb

@@ -1,0 +1,1 @@
+export { type ParseOptions, parseArgs } from "./parse_args.ts";
