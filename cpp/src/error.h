@@ -18,4 +18,7 @@ class Error : public std::runtime_error {
   int32_t rank;  // the rank to blame, -1 if none is known
 };
 
+// The exception that is being handled, whatever its type.
+Error current_error();
+
 }  // namespace eplb

@@ -45,21 +45,42 @@ struct WeightsView {
   }
 };
 
+// Staging memory of one rank: `sets` sets of `cells` cells, each of which holds one expert.
+struct StagingPlan {
+  uint32_t cells = 0, sets = 0;
+  uint64_t small_bytes = 0;  // tensors up to this size are packed instead of sent one by one
+};
+
+// What a transport is told about the local rank it serves.
+struct MoverConfig {
+  int32_t rank = 0, world = 0;
+  std::shared_ptr<Device> device;
+  WeightsView weights;
+  StagingPlan staging;
+  int32_t max_ctas = 0;
+};
+
 // Ends waits early. One per engine; shared by its ranks' threads and by eplb_engine_abort.
+// A cancellation is final: the engine is broken from then on.
 class Cancellation {
  public:
-  void reset(std::chrono::steady_clock::time_point deadline);
-  // Only the first call counts. `rank` is the one to blame, -1 for none.
-  void cancel(int32_t status, int32_t rank, const std::string& reason);
+  // A new time limit. An earlier cancellation stays in force.
+  void reset(std::chrono::steady_clock::time_point deadline) { deadline_ = deadline; }
+  // Only the first call counts, and is told so. `rank` is the one to blame, -1 for none.
+  bool cancel(int32_t status, int32_t rank, const std::string& reason);
   bool cancelled() const { return cancelled_.load(std::memory_order_acquire); }
-  // Throws what cancel was told, or EPLB_TIMEOUT with `what` when the deadline has passed.
+  // Throws what cancel was told, or EPLB_TIMEOUT when the deadline has passed, as
+  // "Cannot `what`: …". Costs a look at the clock.
   void check(const char* what) const;
-  std::chrono::steady_clock::time_point deadline() const;
+  // What cancel was told; what peers should hear.
+  Error cause() const;
+  std::chrono::steady_clock::time_point deadline() const { return deadline_; }
 
  private:
   std::atomic<bool> cancelled_{false};
-  mutable std::mutex mutex_;
-  std::chrono::steady_clock::time_point deadline_;
+  std::atomic<std::chrono::steady_clock::time_point> deadline_{
+      std::chrono::steady_clock::time_point::max()};
+  mutable std::mutex mutex_;  // guards the rest, written once
   int32_t status_ = 0, rank_ = -1;
   std::string reason_;
 };
@@ -87,6 +108,8 @@ class Mover {
   virtual void finish() = 0;
   // Bytes from and to other ranks in this run.
   uint64_t bytes_in = 0, bytes_out = 0;
+  // Staging memory that the mover has allocated; set by its constructor.
+  uint64_t staging_bytes = 0;
 };
 
 }  // namespace eplb

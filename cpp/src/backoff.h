@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: Apache-2.0
+// How a thread waits for a device.
+#pragma once
+
+#include <chrono>
+#include <thread>
+
+namespace eplb {
+
+// Between two looks at something: gives way for a while, then sleeps, so that short waits end at once
+// and long ones leave the processor to others.
+class Backoff {
+ public:
+  explicit Backoff(std::chrono::microseconds eager)
+      : sleep_from_(std::chrono::steady_clock::now() + eager) {}
+
+  // Returns true when it slept: the time for costlier checks.
+  bool pause() {
+    if (std::chrono::steady_clock::now() < sleep_from_) {
+      std::this_thread::yield();
+      return false;
+    }
+    std::this_thread::sleep_for(std::chrono::microseconds(20));  // the kernel adds about 50
+    return true;
+  }
+
+ private:
+  const std::chrono::steady_clock::time_point sleep_from_;
+};
+
+}  // namespace eplb

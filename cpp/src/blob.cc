@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: Apache-2.0
+// Bootstrap blobs.
+#include "blob.h"
+
+#include <cstring>
+#include <type_traits>
+
+#include "eplb.h"
+#include "text.h"
+
+namespace eplb {
+namespace {
+
+constexpr uint32_t kMagic = 0x424C'4F42;  // "BOLB"
+static_assert(std::is_trivially_copyable_v<RankBlob::Fixed>, "sent as bytes");
+
+void append(std::vector<char>& out, const void* bytes, size_t count) {
+  const char* begin = static_cast<const char*>(bytes);
+  out.insert(out.end(), begin, begin + count);
+}
+
+void append(std::vector<char>& out, const std::vector<uint64_t>& table) {
+  append(out, table.data(), table.size() * sizeof(uint64_t));
+}
+
+[[noreturn]] void mismatch(int32_t rank, const std::string& what) {
+  throw Error(EPLB_PEER_MISMATCH, text("Cannot connect to rank ", rank, ": ", what), rank);
+}
+
+template <class Value>
+void require_equal(const RankBlob& own, const RankBlob& peer, const char* what, const Value& mine,
+                   const Value& theirs) {
+  if (mine == theirs) return;
+  mismatch(peer.fixed.rank, text("its ", what, " is ", theirs, ", but rank ", own.fixed.rank,
+                                 "'s is ", mine));
+}
+
+// Reads front to back.
+class Reader {
+ public:
+  Reader(const char* bytes, uint64_t length, int32_t rank)
+      : next_(bytes), left_(length), rank_(rank) {}
+
+  void take(void* target, uint64_t count) {
+    if (count > left_) mismatch(rank_, "its blob is cut short");
+    std::memcpy(target, next_, count);
+    next_ += count;
+    left_ -= count;
+  }
+
+  std::vector<uint64_t> take_table(uint64_t entries) {
+    if (entries > left_ / sizeof(uint64_t)) mismatch(rank_, "its blob is cut short");
+    std::vector<uint64_t> table(entries);
+    take(table.data(), entries * sizeof(uint64_t));
+    return table;
+  }
+
+  bool done() const { return left_ == 0; }
+
+ private:
+  const char* next_;
+  uint64_t left_;
+  int32_t rank_;
+};
+
+template <size_t kSize>
+void terminate(char (&text)[kSize]) {
+  text[kSize - 1] = '\0';
+}
+
+// Every expert lies inside the segment that the blob names.
+void check_tables(const RankBlob& blob) {
+  const uint64_t bytes = blob.fixed.weights.bytes;
+  for (size_t i = 0; i < blob.offset.size(); ++i) {
+    uint64_t end;
+    if (__builtin_mul_overflow(blob.stride[i], static_cast<uint64_t>(blob.fixed.slots - 1), &end) ||
+        __builtin_add_overflow(end, blob.tensor_bytes[i % blob.tensor_bytes.size()], &end) ||
+        __builtin_add_overflow(end, blob.offset[i], &end) || end > bytes) {
+      mismatch(blob.fixed.rank, "its blob places weights outside of its shared memory");
+    }
+  }
+}
+
+}  // namespace
+
+std::vector<char> RankBlob::encode() const {
+  Fixed head = fixed;
+  head.magic = kMagic;
+  head.abi_version = EPLB_ABI_VERSION;
+  std::vector<char> out;
+  append(out, &head, sizeof(head));
+  append(out, tensor_bytes);
+  append(out, offset);
+  append(out, stride);
+  return out;
+}
+
+RankBlob RankBlob::decode(const char* bytes, uint64_t length, int32_t rank) {
+  Reader reader(bytes, length, rank);
+  RankBlob blob;
+  Fixed& head = blob.fixed;
+  uint32_t start[2];
+  Reader(bytes, length, rank).take(start, sizeof(start));
+  if (start[0] != kMagic) mismatch(rank, "its blob is not one of eplb_engine_export");
+  if (start[1] != EPLB_ABI_VERSION) {
+    mismatch(rank, text("its library has ABI version ", start[1], ", not ", EPLB_ABI_VERSION));
+  }
+  reader.take(&head, sizeof(head));
+  terminate(head.host.name);
+  terminate(head.host.boot_id);
+  terminate(head.weights.name);
+  terminate(head.control.name);
+  if (head.rank != rank) mismatch(rank, text("its blob is that of rank ", head.rank));
+  if (head.layers < 1 || head.slots < 1 || head.tensors < 1) mismatch(rank, "its blob is damaged");
+  blob.tensor_bytes = reader.take_table(head.tensors);
+  if (head.weights.name[0] != '\0') {
+    const uint64_t entries = static_cast<uint64_t>(head.layers) * head.tensors;
+    blob.offset = reader.take_table(entries);
+    blob.stride = reader.take_table(entries);
+    check_tables(blob);
+  }
+  if (!reader.done()) mismatch(rank, "its blob is too long");
+  return blob;
+}
+
+void check_compatible(const RankBlob& own, const RankBlob& peer) {
+  const RankBlob::Fixed &a = own.fixed, &b = peer.fixed;
+  require_equal(own, peer, "world", a.world, b.world);
+  require_equal(own, peer, "transport", a.transport, b.transport);
+  require_equal(own, peer, "number of layers", a.layers, b.layers);
+  require_equal(own, peer, "number of slots", a.slots, b.slots);
+  require_equal(own, peer, "number of tensors", a.tensors, b.tensors);
+  require_equal(own, peer, "number of staging sets", a.staging_sets, b.staging_sets);
+  require_equal(own, peer, "limit of small tensors", a.small_bytes, b.small_bytes);
+  for (size_t tensor = 0; tensor < own.tensor_bytes.size(); ++tensor) {
+    require_equal(own, peer, text("size of tensor ", tensor).c_str(), own.tensor_bytes[tensor],
+                  peer.tensor_bytes[tensor]);
+  }
+}
+
+void check_reachable(const RankBlob& own, const RankBlob& peer) {
+  const auto refuse = [&](const std::string& what) {
+    throw Error(EPLB_UNSUPPORTED,
+                text("Cannot pull from rank ", peer.fixed.rank, ": ", what), peer.fixed.rank);
+  };
+  if (!own.fixed.host.same_memory(peer.fixed.host)) {
+    refuse(text("it is on \"", peer.fixed.host.name, "\", rank ", own.fixed.rank, " is on \"",
+                own.fixed.host.name, "\", and they share no memory"));
+  }
+  if (peer.offset.empty()) {
+    refuse("it is in another process and its weights are private; let the library allocate "
+           "shareable weights");
+  }
+}
+
+WeightsView mapped_view(const RankBlob& peer, const SharedMemory& segment) {
+  WeightsView view;
+  view.layers = peer.fixed.layers;
+  view.slots = peer.fixed.slots;
+  view.tensors = peer.fixed.tensors;
+  view.tensor_bytes = peer.tensor_bytes;
+  view.stride = peer.stride;
+  for (const uint64_t offset : peer.offset) {
+    view.address.push_back(reinterpret_cast<uint64_t>(segment.data()) + offset);
+  }
+  return view;
+}
+
+}  // namespace eplb

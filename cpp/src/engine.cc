@@ -1,0 +1,355 @@
+// SPDX-License-Identifier: Apache-2.0
+// Life of an engine.
+#include "engine.h"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "nccl_factory.h"
+#include "pull_mover.h"
+#include "text.h"
+
+namespace eplb {
+namespace {
+
+constexpr uint32_t kMostRanks = 65536;
+constexpr uint64_t kLongestTimeout = uint64_t{1} << 40;  // milliseconds: 34 years
+
+[[noreturn]] void refuse(const std::string& message, int32_t status = EPLB_INVALID_ARGUMENT) {
+  throw Error(status, message);
+}
+
+}  // namespace
+
+void check_config(const eplb_engine_config& config) {
+  const auto wrong = [](const char* field, auto value, const std::string& rule) {
+    refuse(text("Cannot create engine: ", field, " is ", value, ", not ", rule));
+  };
+  if (config.world < 1 || config.world > kMostRanks) {
+    wrong("world", config.world, text("1 to ", kMostRanks));
+  }
+  if (config.locals < 1 || config.locals > config.world) {
+    wrong("locals", config.locals, text("1 to the world of ", config.world));
+  }
+  if (config.transport != EPLB_TRANSPORT_PULL && config.transport != EPLB_TRANSPORT_NCCL) {
+    wrong("transport", config.transport, "a known one");
+  }
+  if (config.staging_cells < 1) wrong("staging_cells", config.staging_cells, "at least 1");
+  if (config.staging_sets < 1 || config.staging_sets > 2) {
+    wrong("staging_sets", config.staging_sets, "1 or 2");
+  }
+  if (config.max_ctas < 0) wrong("max_ctas", config.max_ctas, "at least 0");
+}
+
+// While a run uses weights, other calls on them are refused.
+class Engine::WeightsTurns {
+ public:
+  explicit WeightsTurns(const std::vector<Local>& locals) {
+    for (const Local& local : locals) turns_.emplace_back(local.weights);
+  }
+
+ private:
+  std::vector<Lease<Weights>> turns_;
+};
+
+Engine::Engine(const eplb_engine_config& config, std::vector<Local> locals)
+    : config_(config), locals_(std::move(locals)), progress_(locals_.size()) {
+  check_locals();
+  check_memory();
+  if (config_.transport == EPLB_TRANSPORT_NCCL) nccl_open(nullptr, nullptr);
+  blobs_.resize(locals_.size());
+  crew_ = std::make_unique<Crew>(locals_.size());
+  for (const Local& local : locals_) ++local.weights->users;
+}
+
+Engine::~Engine() { close(); }
+
+void Engine::check_locals() const {
+  const WeightsView& first = locals_[0].weights->view();
+  std::vector<bool> seen(config_.world);
+  for (const Local& local : locals_) {
+    const int32_t rank = local.rank;
+    if (rank < 0 || static_cast<uint32_t>(rank) >= config_.world) {
+      refuse(text("Cannot create engine: rank ", rank, " is not in a world of ", config_.world));
+    }
+    if (seen[rank]) refuse(text("Cannot create engine: rank ", rank, " is there twice"));
+    seen[rank] = true;
+    const WeightsView& view = local.weights->view();
+    if (view.layers != first.layers || view.slots != first.slots ||
+        view.tensor_bytes != first.tensor_bytes) {
+      refuse(text("Cannot create engine: the weights of ranks ", locals_[0].rank, " and ", rank,
+                  " differ in layers, slots or tensors"));
+    }
+  }
+  if (config_.staging_cells > static_cast<uint32_t>(first.slots)) {
+    refuse(text("Cannot create engine: staging_cells is ", config_.staging_cells, ", above the ",
+                first.slots, " slots of a rank"));
+  }
+}
+
+void Engine::check_memory() const {
+  const bool pull = config_.transport == EPLB_TRANSPORT_PULL;
+  std::vector<Range> hulls;
+  for (const Local& local : locals_) {
+    const std::string start = text("Cannot create engine: the weights of rank ", local.rank);
+    if (!local.weights->has_memory()) refuse(start + " have no memory");
+    const bool host = local.weights->device()->ordinal() < 0;
+    if (pull && !host) {
+      refuse(start + " are on a GPU; pull moves host memory, use nccl", EPLB_UNSUPPORTED);
+    }
+    if (!pull && host) {
+      refuse(start + " are in host memory; nccl moves GPU memory, use pull", EPLB_UNSUPPORTED);
+    }
+    const std::vector<Range> own = local.weights->hulls(local.rank);
+    hulls.insert(hulls.end(), own.begin(), own.end());
+  }
+  if (const auto overlap = find_overlap(hulls)) {
+    refuse(text("Cannot create engine: the weights of ranks ", overlap->first, " and ",
+                overlap->second, " overlap"));
+  }
+}
+
+void Engine::describe(eplb_engine_info* info) const {
+  info->cell_bytes = CellLayout(locals_[0].weights->view().tensor_bytes).bytes;
+  info->staging_bytes = executor_ ? executor_->mover(0).staging_bytes
+                                  : info->cell_bytes * config_.staging_cells * config_.staging_sets;
+}
+
+const std::vector<char>& Engine::export_blob(uint32_t index) {
+  if (index >= locals_.size()) {
+    refuse(text("Cannot export blob ", index, ": the engine has ", locals_.size(), " local ranks"));
+  }
+  if (blobs_[index].empty()) blobs_[index] = make_blob(index).encode();
+  return blobs_[index];
+}
+
+RankBlob Engine::make_blob(uint32_t index) {
+  const Local& local = locals_[index];
+  const WeightsView& view = local.weights->view();
+  RankBlob blob;
+  blob.fixed.rank = local.rank;
+  blob.fixed.world = static_cast<int32_t>(config_.world);
+  blob.fixed.transport = static_cast<int32_t>(config_.transport);
+  blob.fixed.layers = view.layers;
+  blob.fixed.slots = view.slots;
+  blob.fixed.tensors = view.tensors;
+  blob.fixed.ordinal = local.weights->device()->ordinal();
+  blob.fixed.staging_sets = config_.staging_sets;
+  blob.fixed.small_bytes = config_.small_bytes;
+  blob.fixed.host = this_host();
+  blob.tensor_bytes = view.tensor_bytes;
+  if (const SharedMemory* segment = local.weights->segment()) {
+    blob.fixed.weights = segment->reference();
+    blob.stride = view.stride;
+    for (const uint64_t address : view.address) {
+      blob.offset.push_back(address - reinterpret_cast<uint64_t>(segment->data()));
+    }
+    segments_.push_back(blob.fixed.weights);
+  }
+  if (local.rank != 0) return blob;
+  if (config_.transport == EPLB_TRANSPORT_NCCL) {
+    blob.fixed.nccl_id = nccl_make_id();
+  } else if (has_remote_ranks()) {
+    control_ = Control::create_shared(config_.world, fences());
+    blob.fixed.control = control_->reference();
+    segments_.push_back(blob.fixed.control);
+  }
+  return blob;
+}
+
+void Engine::connect(const char* blobs, const uint64_t* lengths, uint64_t timeout_ms) {
+  if (state_ == State::kConnected) refuse("Cannot connect engine: it is connected already");
+  require_whole("connect engine");
+  set_deadline(timeout_ms);
+  try {
+    join(decode_blobs(blobs, lengths));
+    state_ = State::kConnected;
+  } catch (...) {
+    break_down(current_error());
+    remove_names();
+    throw;
+  }
+}
+
+// All are decoded before a damaged one is refused, so that all names are known and removed.
+std::vector<RankBlob> Engine::decode_blobs(const char* bytes, const uint64_t* lengths) {
+  std::vector<RankBlob> blobs(config_.world);
+  std::optional<Error> error;
+  for (uint32_t rank = 0; rank < config_.world; bytes += lengths[rank++]) {
+    try {
+      blobs[rank] = RankBlob::decode(bytes, lengths[rank], static_cast<int32_t>(rank));
+      segments_.push_back(blobs[rank].fixed.weights);
+      segments_.push_back(blobs[rank].fixed.control);
+      check_own(blobs[rank], bytes, lengths[rank]);
+    } catch (const Error& found) {
+      if (!error) error = found;
+    }
+  }
+  if (error) throw *error;
+  return blobs;
+}
+
+// A local rank's blob must be what this engine exported, not what an earlier engine did.
+void Engine::check_own(const RankBlob& blob, const char* bytes, uint64_t length) const {
+  for (size_t i = 0; i < locals_.size(); ++i) {
+    if (locals_[i].rank != blob.fixed.rank) continue;
+    if (blobs_[i].size() == length && std::memcmp(blobs_[i].data(), bytes, length) == 0) return;
+    throw Error(EPLB_PEER_MISMATCH,
+                text("Cannot connect to rank ", blob.fixed.rank,
+                     ": its blob is not the one that this engine exported"),
+                blob.fixed.rank);
+  }
+}
+
+void Engine::join(const std::vector<RankBlob>& blobs) {
+  const RankBlob& own = blobs[locals_[0].rank];
+  for (const RankBlob& peer : blobs) check_compatible(own, peer);
+  cancellation_.check("connect engine");
+  std::vector<Executor::Member> members;
+  if (config_.transport == EPLB_TRANSPORT_NCCL) {
+    members = make_movers([&](const MoverConfig& config) {
+      return make_nccl_mover(config, blobs[0].fixed.nccl_id, cancellation_);
+    });
+  } else {
+    const auto views = map_peers(blobs);
+    join_control(blobs[0]);
+    members = make_movers([&](const MoverConfig& config) {
+      return make_pull_mover(config, views, control_, cancellation_);
+    });
+  }
+  executor_ = std::make_unique<Executor>(std::move(members), config_.staging_sets, cancellation_,
+                                         *crew_, progress_);
+}
+
+std::shared_ptr<const std::vector<WeightsView>> Engine::map_peers(
+    const std::vector<RankBlob>& blobs) {
+  auto views = std::make_shared<std::vector<WeightsView>>(blobs.size());
+  for (const Local& local : locals_) (*views)[local.rank] = local.weights->view();
+  for (const RankBlob& peer : blobs) {
+    WeightsView& view = (*views)[peer.fixed.rank];
+    if (!view.address.empty()) {  // a local rank's, which peers must be able to map
+      if (has_remote_ranks()) check_reachable(blobs[locals_[0].rank], peer);
+      continue;
+    }
+    check_reachable(blobs[locals_[0].rank], peer);
+    mappings_.push_back(SharedMemory::open(peer.fixed.weights));
+    view = mapped_view(peer, mappings_.back());
+  }
+  return views;
+}
+
+void Engine::join_control(const RankBlob& first) {
+  if (control_) return;  // made for rank 0's blob
+  control_ = has_remote_ranks()
+                 ? Control::open_shared(first.fixed.control, config_.world, fences())
+                 : Control::create_local(config_.world, fences());
+}
+
+std::vector<Executor::Member> Engine::make_movers(
+    const std::function<std::unique_ptr<Mover>(const MoverConfig&)>& make) {
+  std::vector<Executor::Member> members(locals_.size());
+  std::vector<std::optional<Error>> errors(locals_.size());
+  crew_->run([&](size_t i) {
+    members[i].rank = locals_[i].rank;
+    try {
+      members[i].mover = make(mover_config(locals_[i]));
+    } catch (...) {
+      errors[i] = current_error();
+      cancellation_.cancel(errors[i]->status, errors[i]->rank, errors[i]->what());
+    }
+  });
+  if (!cancellation_.cancelled()) return members;
+  crew_->run([&](size_t i) { members[i].mover.reset(); });
+  throw cancellation_.cause();
+}
+
+MoverConfig Engine::mover_config(const Local& local) const {
+  MoverConfig config;
+  config.rank = local.rank;
+  config.world = static_cast<int32_t>(config_.world);
+  config.device = local.weights->device();
+  config.weights = local.weights->view();
+  config.staging = {config_.staging_cells, config_.staging_sets, config_.small_bytes};
+  config.max_ctas = config_.max_ctas;
+  return config;
+}
+
+uint32_t Engine::fences() const {
+  // A batch has at least one layer; the last fence is the end of a run.
+  return static_cast<uint32_t>(locals_[0].weights->view().layers) + 1;
+}
+
+void Engine::seal() {
+  if (state_ == State::kCreated) refuse("Cannot seal engine: it is not connected");
+  remove_names();
+}
+
+void Engine::remove_names() noexcept {
+  for (const SegmentReference& segment : segments_) unlink_segment(segment);
+}
+
+RunOutcome Engine::run(const int32_t* program, uint64_t words, uint64_t timeout_ms,
+                       uint64_t* rank_bytes) {
+  require_whole("run program");
+  if (state_ != State::kConnected) refuse("Cannot run program: the engine is not connected");
+  const WeightsTurns turns(locals_);
+  const WeightsView& view = locals_[0].weights->view();
+  ProgramLimits limits = {view.layers, view.slots, static_cast<int32_t>(config_.world),
+                          static_cast<int32_t>(config_.staging_cells), {}};
+  for (const Local& local : locals_) limits.local_ranks.push_back(local.rank);
+  Program parsed = parse_program(program, words, limits);
+
+  set_deadline(timeout_ms);
+  const RunOutcome outcome = executor_->run(std::move(parsed));
+  if (outcome.error) break_down(*outcome.error);
+  for (size_t i = 0; rank_bytes != nullptr && i < locals_.size(); ++i) {
+    rank_bytes[2 * i] = executor_->mover(i).bytes_in;
+    rank_bytes[2 * i + 1] = executor_->mover(i).bytes_out;
+  }
+  return outcome;
+}
+
+uint32_t Engine::settle(uint32_t batches) {
+  if (!executor_) refuse("Cannot settle engine: it is not connected");
+  const WeightsTurns turns(locals_);
+  return executor_->settle(batches);
+}
+
+void Engine::abort(int32_t failed_rank, const std::string& reason) {
+  if (failed_rank < -1 || failed_rank >= static_cast<int32_t>(config_.world)) {
+    refuse(text("Cannot abort engine: rank ", failed_rank, " is not in a world of ",
+                config_.world));
+  }
+  cancellation_.cancel(EPLB_ABORTED, failed_rank,
+                       reason.empty() ? "the engine was aborted" : "aborted: " + reason);
+}
+
+void Engine::close() {
+  executor_.reset();
+  crew_.reset();
+  mappings_.clear();
+  control_.reset();
+  remove_names();
+  // Weights count their users last: whoever sees none may free them.
+  for (const Local& local : locals_) --local.weights->users;
+  locals_.clear();
+}
+
+void Engine::require_whole(const char* verb) const {
+  if (state_ != State::kBroken) return;
+  refuse(text("Cannot ", verb, ": the engine is broken (", why_broken_, ")"), EPLB_BROKEN);
+}
+
+void Engine::break_down(const Error& error) {
+  state_ = State::kBroken;
+  why_broken_ = error.what();
+}
+
+void Engine::set_deadline(uint64_t timeout_ms) {
+  if (timeout_ms == 0) refuse("Cannot wait for other ranks: the timeout is 0 milliseconds");
+  cancellation_.reset(std::chrono::steady_clock::now() +
+                      std::chrono::milliseconds(std::min(timeout_ms, kLongestTimeout)));
+}
+
+}  // namespace eplb

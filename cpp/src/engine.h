@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+// An engine: the weights of some ranks of a world, joined to a transport.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "blob.h"
+#include "control.h"
+#include "crew.h"
+#include "eplb.h"
+#include "executor.h"
+#include "handles.h"
+#include "mover.h"
+#include "weights.h"
+
+namespace eplb {
+
+// Throws EPLB_INVALID_ARGUMENT for values out of range.
+void check_config(const eplb_engine_config& config);
+
+class Engine : public HandleObject {
+ public:
+  static constexpr char kName[] = "engine";
+  static constexpr uint64_t kHandleKind = 2;
+
+  struct Local {
+    int32_t rank;
+    std::shared_ptr<Weights> weights;
+  };
+  // The config is checked, and the caller holds the turn of all weights.
+  Engine(const eplb_engine_config& config, std::vector<Local> locals);
+  ~Engine();
+
+  void describe(eplb_engine_info* info) const;
+  const std::vector<char>& export_blob(uint32_t index);
+  void connect(const char* blobs, const uint64_t* lengths, uint64_t timeout_ms);
+  void seal();
+  RunOutcome run(const int32_t* program, uint64_t words, uint64_t timeout_ms, uint64_t* rank_bytes);
+  uint32_t settle(uint32_t batches);
+  // Frees everything but what progress() and abort() need.
+  void close();
+
+  // Any time, by any thread.
+  uint32_t progress() const { return progress_.least(); }
+  void abort(int32_t failed_rank, const std::string& reason);
+
+  uint32_t local_count() const { return static_cast<uint32_t>(locals_.size()); }
+
+ private:
+  enum class State { kCreated, kConnected, kBroken };
+  class WeightsTurns;
+
+  void check_locals() const;
+  void check_memory() const;
+  RankBlob make_blob(uint32_t index);
+  std::vector<RankBlob> decode_blobs(const char* bytes, const uint64_t* lengths);
+  void check_own(const RankBlob& blob, const char* bytes, uint64_t length) const;
+  void join(const std::vector<RankBlob>& blobs);
+  std::shared_ptr<const std::vector<WeightsView>> map_peers(const std::vector<RankBlob>& blobs);
+  void join_control(const RankBlob& first);
+  std::vector<Executor::Member> make_movers(
+      const std::function<std::unique_ptr<Mover>(const MoverConfig&)>& make);
+  MoverConfig mover_config(const Local& local) const;
+  bool has_remote_ranks() const { return locals_.size() < config_.world; }
+  uint32_t fences() const;
+  void remove_names() noexcept;
+  void require_whole(const char* verb) const;
+  void break_down(const Error& error);
+  void set_deadline(uint64_t timeout_ms);
+
+  const eplb_engine_config config_;
+  std::vector<Local> locals_;
+  State state_ = State::kCreated;
+  std::string why_broken_;
+  Cancellation cancellation_;
+  Progress progress_;
+  std::unique_ptr<Crew> crew_;
+  std::vector<std::vector<char>> blobs_;     // of local ranks, once exported
+  std::vector<SegmentReference> segments_;   // whose names are to be removed
+  std::vector<SharedMemory> mappings_;       // of other processes' weights
+  std::shared_ptr<Control> control_;         // made here, when rank 0 is local
+  std::unique_ptr<Executor> executor_;       // once connected
+};
+
+}  // namespace eplb

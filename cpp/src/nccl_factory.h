@@ -1,0 +1,27 @@
+// SPDX-License-Identifier: Apache-2.0
+// The seam to NCCL, free of its header. Defined in nccl_mover.cc, or in no_nccl.cc.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "mover.h"
+
+namespace eplb {
+
+struct NcclIdBlob {  // ncclUniqueId, as bytes that travel in rank 0's bootstrap blob
+  char bytes[128];
+};
+
+// Opens the library, once per process (`path` null or "": the usual names), and returns its version
+// (22803 for 2.28.3). `found` (may be null) gets the file's name.
+int32_t nccl_open(const char* path, std::string* found);
+NcclIdBlob nccl_make_id();
+
+// Joins the communicator and warms every pair. Runs on the rank's own thread: it waits for all
+// ranks, until `cancellation` ends it.
+std::unique_ptr<Mover> make_nccl_mover(const MoverConfig& config, const NcclIdBlob& id,
+                                       Cancellation& cancellation);
+
+}  // namespace eplb

@@ -1,0 +1,216 @@
+// SPDX-License-Identifier: Apache-2.0
+// Lowers programs for NCCL: see nccl_schedule.h.
+#include "nccl_schedule.h"
+
+#include <algorithm>
+#include <numeric>
+#include <tuple>
+
+#include "eplb.h"
+#include "error.h"
+#include "text.h"
+
+namespace eplb {
+namespace {
+
+constexpr uint64_t kLargeAlignment = 256;  // what cudaMalloc gives; NCCL likes it too
+constexpr uint64_t kSmallAlignment = 16;   // one vector load
+
+uint64_t align(uint64_t bytes, uint64_t alignment) {
+  return (bytes + alignment - 1) / alignment * alignment;
+}
+
+// Lowers one batch. Appends to the schedule; the kinds of pieces are gathered apart first, because
+// each has to be one range.
+class BatchBuilder {
+ public:
+  BatchBuilder(const RankBatch& batch, uint64_t set, const WeightsView& weights,
+               const StagingLayout& layout, const StagingAddresses& staging)
+      : batch_(batch),
+        weights_(weights),
+        layout_(layout),
+        expert_bytes_(std::accumulate(weights.tensor_bytes.begin(), weights.tensor_bytes.end(),
+                                      uint64_t{0})),
+        cells_(staging.cells + set * layout.set_bytes()),
+        packs_(cells_ + layout.cells * layout.cell_bytes),
+        send_packs_(staging.send_packs + set * staging.send_experts * layout.pack_bytes) {}
+
+  void append_to(Schedule* schedule) {
+    number_cells();
+    for_each_group([&](const std::vector<uint32_t>& group) {
+      const Operation& operation = batch_.operations[group.front()];
+      if (operation.code == EPLB_OP_COPY) return add_copies(group);
+      open_round(operation.round, schedule);
+      operation.code == EPLB_OP_SEND ? add_sends(group, schedule) : add_receives(group, schedule);
+    });
+    for (const RankBatch::Commit& change : batch_.commits) add_commit(change);
+    result_.pack = append(pack_, schedule);
+    result_.copy = append(copy_, schedule);
+    result_.commit = append(commit_, schedule);
+    schedule->batches.push_back(std::move(result_));
+  }
+
+ private:
+  // Cells go to receives and copies in the order of operations.
+  void number_cells() {
+    cell_of_.assign(batch_.operations.size(), 0);
+    uint32_t cells = 0;
+    for (size_t i = 0; i < batch_.operations.size(); ++i) {
+      if (batch_.operations[i].code != EPLB_OP_SEND) cell_of_[i] = cells++;
+    }
+    if (cells > layout_.cells) {
+      throw Error(EPLB_INVALID_ARGUMENT, text("Cannot stage a batch: it needs ", cells,
+                                              " staging cells and there are ", layout_.cells));
+    }
+    pack_of_.assign(cells, 0);
+  }
+
+  // Calls `visit` with the operations of each (round, code, peer), in the order of the program.
+  template <class Visit>
+  void for_each_group(Visit visit) {
+    const auto key = [&](uint32_t i) {
+      const Operation& operation = batch_.operations[i];
+      return std::make_tuple(operation.round, operation.code, operation.peer);
+    };
+    std::vector<uint32_t> order(batch_.operations.size());
+    std::iota(order.begin(), order.end(), 0);
+    std::stable_sort(order.begin(), order.end(),
+                     [&](uint32_t a, uint32_t b) { return key(a) < key(b); });
+    for (auto first = order.begin(); first != order.end();) {
+      const auto last = std::find_if(first, order.end(),
+                                     [&](uint32_t i) { return key(i) != key(*first); });
+      visit(std::vector<uint32_t>(first, last));
+      first = last;
+    }
+  }
+
+  void open_round(int32_t round, Schedule* schedule) {
+    const uint32_t here = static_cast<uint32_t>(schedule->messages.size());
+    if (result_.rounds.empty() || round != round_) result_.rounds.push_back({here, here});
+    round_ = round;
+  }
+
+  // What goes to one rank in one round: large tensors from their slots, then all packs as one.
+  void add_sends(const std::vector<uint32_t>& group, Schedule* schedule) {
+    const int32_t peer = batch_.operations[group.front()].peer;
+    const uint64_t packs = send_packs_ + next_send_ * layout_.pack_bytes;
+    for (const uint32_t i : group) {
+      const Operation& operation = batch_.operations[i];
+      const uint64_t pack = send_packs_ + next_send_++ * layout_.pack_bytes;
+      for (int32_t tensor = 0; tensor < weights_.tensors; ++tensor) {
+        const uint64_t slot = weights_.at(operation.layer, tensor, operation.slot);
+        const uint64_t bytes = weights_.tensor_bytes[tensor];
+        if (layout_.small[tensor]) {
+          pack_.push_back({pack + layout_.offset[tensor], slot, bytes});
+        } else {
+          schedule->messages.push_back({true, peer, slot, bytes});
+        }
+      }
+    }
+    add_packs({true, peer, packs, group.size() * layout_.pack_bytes}, schedule);
+    result_.bytes_out += group.size() * expert_bytes_;
+  }
+
+  // The other end of add_sends().
+  void add_receives(const std::vector<uint32_t>& group, Schedule* schedule) {
+    const int32_t peer = batch_.operations[group.front()].peer;
+    const uint64_t packs = packs_ + next_pack_ * layout_.pack_bytes;
+    for (const uint32_t i : group) {
+      pack_of_[cell_of_[i]] = next_pack_++;
+      for (int32_t tensor = 0; tensor < weights_.tensors; ++tensor) {
+        if (layout_.small[tensor]) continue;
+        schedule->messages.push_back(
+            {false, peer, staged(cell_of_[i], tensor), weights_.tensor_bytes[tensor]});
+      }
+    }
+    add_packs({false, peer, packs, group.size() * layout_.pack_bytes}, schedule);
+    result_.bytes_in += group.size() * expert_bytes_;
+  }
+
+  void add_packs(const Message& message, Schedule* schedule) {
+    if (message.bytes > 0) schedule->messages.push_back(message);
+    result_.rounds.back().last = static_cast<uint32_t>(schedule->messages.size());
+  }
+
+  void add_copies(const std::vector<uint32_t>& group) {
+    for (const uint32_t i : group) {
+      const Operation& operation = batch_.operations[i];
+      pack_of_[cell_of_[i]] = next_pack_++;
+      for (int32_t tensor = 0; tensor < weights_.tensors; ++tensor) {
+        copy_.push_back({staged(cell_of_[i], tensor),
+                         weights_.at(operation.layer, tensor, operation.peer_slot),
+                         weights_.tensor_bytes[tensor]});
+      }
+    }
+  }
+
+  void add_commit(const RankBatch::Commit& change) {
+    for (int32_t tensor = 0; tensor < weights_.tensors; ++tensor) {
+      commit_.push_back({weights_.at(change.layer, tensor, change.slot),
+                         staged(static_cast<uint32_t>(change.cell), tensor),
+                         weights_.tensor_bytes[tensor]});
+    }
+  }
+
+  // Where a cell's tensor lies in the staging set; the cell must have its pack by now.
+  uint64_t staged(uint32_t cell, int32_t tensor) const {
+    const uint64_t base = layout_.small[tensor] ? packs_ + pack_of_[cell] * layout_.pack_bytes
+                                                : cells_ + cell * layout_.cell_bytes;
+    return base + layout_.offset[tensor];
+  }
+
+  static IndexRange append(const std::vector<Piece>& pieces, Schedule* schedule) {
+    const uint32_t first = static_cast<uint32_t>(schedule->pieces.size());
+    schedule->pieces.insert(schedule->pieces.end(), pieces.begin(), pieces.end());
+    return {first, static_cast<uint32_t>(schedule->pieces.size())};
+  }
+
+  const RankBatch& batch_;
+  const WeightsView& weights_;
+  const StagingLayout& layout_;
+  const uint64_t expert_bytes_;
+  const uint64_t cells_, packs_, send_packs_;  // addresses, of this batch's set
+  std::vector<uint32_t> cell_of_;              // [operations]
+  std::vector<uint32_t> pack_of_;              // [cells]
+  uint32_t next_pack_ = 0, next_send_ = 0;
+  int32_t round_ = 0;
+  std::vector<Piece> pack_, copy_, commit_;
+  BatchSchedule result_;
+};
+
+}  // namespace
+
+StagingLayout::StagingLayout(const WeightsView& weights, const StagingPlan& plan)
+    : cells(plan.cells) {
+  for (const uint64_t bytes : weights.tensor_bytes) {
+    small.push_back(bytes <= plan.small_bytes);
+    uint64_t& end = small.back() ? pack_bytes : cell_bytes;
+    offset.push_back(end);
+    end += align(bytes, small.back() ? kSmallAlignment : kLargeAlignment);
+  }
+}
+
+uint64_t StagingLayout::set_bytes() const {
+  return align(cells * (cell_bytes + pack_bytes), kLargeAlignment);
+}
+
+uint64_t most_sent(const std::vector<RankBatch>& batches) {
+  uint64_t most = 0;
+  for (const RankBatch& batch : batches) {
+    const auto sent = std::count_if(batch.operations.begin(), batch.operations.end(),
+                                    [](const Operation& o) { return o.code == EPLB_OP_SEND; });
+    most = std::max(most, static_cast<uint64_t>(sent));
+  }
+  return most;
+}
+
+Schedule make_schedule(const std::vector<RankBatch>& batches, const WeightsView& weights,
+                       const StagingLayout& layout, const StagingAddresses& staging) {
+  Schedule schedule;
+  for (size_t b = 0; b < batches.size(); ++b) {
+    BatchBuilder(batches[b], b % staging.sets, weights, layout, staging).append_to(&schedule);
+  }
+  return schedule;
+}
+
+}  // namespace eplb

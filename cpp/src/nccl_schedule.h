@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a program means to NCCL: the batches of one rank as lists of pieces for the copy kernel and
+// messages for sends and receives, with every address worked out before the first byte moves.
+//
+// Large tensors travel one by one, from their slot straight into a staging cell. A launch or a send
+// for each of an expert's small tensors would cost more than their bytes, so all small tensors that
+// go from one rank to another in one round travel as one message: a kernel packs them, they arrive
+// packed, and the commit unpacks them.
+//
+//   staging set   [cells] x large tensors, each aligned to 256 bytes
+//                 [cells] x pack of small tensors, each aligned to 16 bytes
+//   send packs    [experts sent in a batch] x pack
+//
+// Both ends derive the same messages in the same order from the operations between them.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "device.h"
+#include "mover.h"
+
+namespace eplb {
+
+struct StagingLayout {
+  StagingLayout(const WeightsView& weights, const StagingPlan& plan);
+  uint64_t set_bytes() const;
+
+  uint64_t cells;
+  std::vector<bool> small;        // [tensors]
+  std::vector<uint64_t> offset;   // [tensors] inside a cell, or inside a pack if small
+  uint64_t cell_bytes = 0;        // large tensors of one expert, padding included
+  uint64_t pack_bytes = 0;        // small tensors of one expert, padding included
+};
+
+// Where the staging memory of a rank is.
+struct StagingAddresses {
+  uint64_t cells = 0;       // [sets] staging sets
+  uint64_t send_packs = 0;  // [sets][send_experts] packs
+  uint64_t sets = 0, send_experts = 0;
+};
+
+struct Message {
+  bool sends;
+  int32_t peer;
+  uint64_t address, bytes;
+};
+
+struct IndexRange {
+  uint32_t first = 0, last = 0;  // one past the last
+  bool empty() const { return first == last; }
+};
+
+struct BatchSchedule {
+  IndexRange pack;                 // pieces: slots -> send packs, before the sends
+  IndexRange copy;                 // pieces: slots -> staging, for experts that stay on the rank
+  IndexRange commit;               // pieces: staging -> slots
+  std::vector<IndexRange> rounds;  // messages; each round is one NCCL group
+  uint64_t bytes_in = 0, bytes_out = 0;  // of tensors, without padding
+};
+
+struct Schedule {
+  std::vector<Piece> pieces;
+  std::vector<Message> messages;
+  std::vector<BatchSchedule> batches;
+};
+
+// The most experts that one batch sends.
+uint64_t most_sent(const std::vector<RankBatch>& batches);
+// Throws EPLB_INVALID_ARGUMENT for a batch that needs more cells than there are.
+Schedule make_schedule(const std::vector<RankBatch>& batches, const WeightsView& weights,
+                       const StagingLayout& layout, const StagingAddresses& staging);
+
+}  // namespace eplb

@@ -1,0 +1,148 @@
+// The main job for the ranks of one process: weights in, rearrange, weights out.
+
+import { join } from "@std/path";
+import type { Cluster } from "../../cluster/cluster.ts";
+import type { TransportName } from "../../native/engine.ts";
+import type { NativeLibrary } from "../../native/library.ts";
+import { ExpertWeights } from "../../native/weights.ts";
+import type { Placement, PlacementShape } from "../../placement.ts";
+import { saveExperts } from "../../runtime/checkpoint.ts";
+import { Engine } from "../../runtime/engine.ts";
+import type { RearrangeResult } from "../../runtime/options.ts";
+import type { Topology } from "../../topology.ts";
+import type { Terminal } from "../terminal.ts";
+import { meanBalancedness, targetPlacement } from "./maps.ts";
+import type { WeightsSource } from "./source.ts";
+
+/** Everything that one process needs to know to take part. */
+export interface Job {
+  readonly library: NativeLibrary;
+  readonly topology: Topology;
+  readonly shape: PlacementShape;
+  readonly source: WeightsSource;
+  readonly from: Placement;
+  /** `--to` as it was given. */
+  readonly to: string;
+  readonly load: Float64Array | undefined;
+  /** Ranks of this process, ascending. */
+  readonly locals: readonly number[];
+  /** Device of each of `locals`. */
+  readonly devices: readonly (number | "host")[];
+  readonly transport: TransportName | "auto";
+  readonly sources: "balanced" | "chunked";
+  readonly staging: { readonly bytes?: number; readonly sets?: 1 | 2 };
+  readonly maxOpsPerGroup: number | undefined;
+  readonly maxCtas: number | undefined;
+  readonly verify: boolean;
+  readonly repeat: number;
+  /** Milliseconds. */
+  readonly timeout: number;
+  readonly save: string | undefined;
+  readonly cluster: Cluster | undefined;
+}
+
+/** One rearrangement of a job, and how balanced its placements are. */
+export interface JobRun {
+  readonly result: RearrangeResult;
+  readonly before: number | undefined;
+  readonly after: number | undefined;
+}
+
+/** What a job did. */
+export interface JobOutcome {
+  readonly transport: TransportName;
+  readonly stagingBytes: number;
+  /** One entry per repetition, at least one. */
+  readonly runs: readonly JobRun[];
+}
+
+/** Allocates, fills, rearranges, saves. */
+export async function runJob(
+  job: Job,
+  terminal: Terminal,
+): Promise<JobOutcome> {
+  await using owned = new AsyncDisposableStack();
+  const weights: ExpertWeights[] = [];
+  for (const [i, rank] of job.locals.entries()) {
+    const one = owned.use(
+      await ExpertWeights.allocate(job.library, {
+        layout: job.source.layout,
+        layers: job.shape.layers,
+        slots: job.shape.slotsPerRank,
+        device: job.devices[i]!,
+        shareable: job.cluster !== undefined,
+      }),
+    );
+    terminal.progress(`filling the slots of rank ${rank}`);
+    await job.source.fill(one, { placement: job.from, rank });
+    weights.push(one);
+  }
+  terminal.progress("connecting ranks");
+  const engine = owned.use(await connect(job, weights));
+  const runs: JobRun[] = [];
+  for (let repetition = 0; repetition < job.repeat; repetition++) {
+    runs.push(await rearrangeOnce(job, { engine, repetition, terminal }));
+  }
+  if (job.save !== undefined) await saveAll(job, weights, engine.placement);
+  terminal.progress("");
+  return {
+    transport: engine.transport,
+    stagingBytes: engine.stagingBytes,
+    runs,
+  };
+}
+
+async function connect(
+  job: Job,
+  weights: readonly ExpertWeights[],
+): Promise<Engine> {
+  const { cluster, maxOpsPerGroup, maxCtas } = job;
+  return await Engine.connect({
+    library: job.library,
+    topology: job.topology,
+    placement: job.from,
+    weights,
+    ranks: job.locals,
+    transport: job.transport,
+    staging: job.staging,
+    timeout: job.timeout,
+    ...(maxOpsPerGroup === undefined ? {} : { maxOpsPerGroup }),
+    ...(maxCtas === undefined ? {} : { maxCtas }),
+    ...(cluster === undefined ? {} : { cluster }),
+  });
+}
+
+async function rearrangeOnce(
+  job: Job,
+  options: {
+    readonly engine: Engine;
+    readonly repetition: number;
+    readonly terminal: Terminal;
+  },
+): Promise<JobRun> {
+  const { engine, repetition, terminal } = options;
+  const { shape, topology: { nodes }, load } = job;
+  const to = await targetPlacement(job.to, { shape, nodes, load, repetition });
+  const before = meanBalancedness(load, engine.placement);
+  terminal.progress(job.verify ? "taking digests" : "rearranging");
+  const result = await engine.rearrange(to, {
+    sources: job.sources,
+    verify: job.verify,
+    timeout: job.timeout,
+    onProgress: (done, all) =>
+      terminal.progress(`rearranging: ${done} of ${all} layers`),
+  });
+  return { result, before, after: meanBalancedness(load, to) };
+}
+
+async function saveAll(
+  job: Job,
+  weights: readonly ExpertWeights[],
+  placement: Placement,
+): Promise<void> {
+  await Deno.mkdir(job.save!, { recursive: true });
+  for (const [i, rank] of job.locals.entries()) {
+    const name = `rank-${String(rank).padStart(5, "0")}.safetensors`;
+    await saveExperts(join(job.save!, name), weights[i]!, { placement, rank });
+  }
+}

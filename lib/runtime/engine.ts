@@ -1,0 +1,392 @@
+import { lowerBoundSeconds, traffic } from "../migration/traffic.ts";
+import { NativeEngine, type TransportName } from "../native/engine.ts";
+import { Placement } from "../placement.ts";
+import { compareDigests, type Digests, takeDigests } from "./canary.ts";
+import { PlanMismatchError, RearrangeError } from "./errors.ts";
+import { checkFit, chooseTransport } from "./fit.ts";
+import { committedLayers, type Move, planMove, SMALL_BYTES } from "./move.ts";
+import {
+  DEFAULT_TIMEOUT,
+  type EngineOptions,
+  type RearrangeOptions,
+  type RearrangeResult,
+} from "./options.ts";
+import { type Staging, stagingFor } from "./staging.ts";
+import { abortable, messageOf, rankOf } from "./waiting.ts";
+import { Deadline, World } from "./world.ts";
+
+/** Milliseconds between two calls of `onProgress`. */
+const PROGRESS_INTERVAL = 200;
+/** Milliseconds that survivors wait for each other after a failure. */
+const SETTLE_TIMEOUT = 5_000;
+
+/** How a native run ended; undefined until it has. */
+interface Progress {
+  batches: number | undefined;
+  failedRank: number | undefined;
+}
+
+/**
+ * Moves expert weights between ranks, in place.
+ *
+ * An engine joins the weights of this process' ranks with those of all others.
+ * {@linkcode Engine.rearrange} plans, moves and commits batches of layers; a layer's
+ * map changes only when its weights are in place on every rank, so that weights and
+ * {@linkcode Engine.placement} agree at any time, also after a failure.
+ *
+ * @example Eight ranks in one process, on host memory
+ * ```ts
+ * import {
+ *   Engine,
+ *   ExpertLayout,
+ *   ExpertWeights,
+ *   NativeLibrary,
+ *   Placement,
+ *   Topology,
+ * } from "@eplb/eplb";
+ * import { assert } from "@std/assert";
+ *
+ * const library = NativeLibrary.open();
+ * const topology = Topology.uniform({ ranks: 8, nodes: 2 });
+ * const size = { layers: 2, ranks: 8, slotsPerRank: 3, experts: 16 };
+ * const placement = Placement.contiguous(size);
+ * const layout = new ExpertLayout([{ name: "w", dtype: "BF16", shape: [4, 4] }]);
+ * const weights = await Promise.all(Array.from({ length: 8 }, () =>
+ *   ExpertWeights.allocate(library, { layout, layers: 2, slots: 3 })
+ * ));
+ * const engine = await Engine.connect({
+ *   library,
+ *   topology,
+ *   placement,
+ *   weights,
+ * });
+ *
+ * const next = Placement.random({ ...size, seed: 1 });
+ * const result = await engine.rearrange(next, { verify: true });
+ * assert(result.verified);
+ * assert(engine.placement.equals(next));
+ *
+ * await engine.close();
+ * for (const one of weights) one.close();
+ * ```
+ */
+export class Engine implements AsyncDisposable {
+  readonly #options: EngineOptions;
+  readonly #native: NativeEngine;
+  readonly #world: World;
+  readonly #staging: Staging;
+  #placement: Placement;
+  #state: "ready" | "busy" | "broken" = "ready";
+  /** How bytes move. */
+  readonly transport: TransportName;
+
+  private constructor(
+    options: EngineOptions,
+    parts: {
+      native: NativeEngine;
+      world: World;
+      staging: Staging;
+      transport: TransportName;
+    },
+  ) {
+    this.#options = options;
+    this.#native = parts.native;
+    this.#world = parts.world;
+    this.#staging = parts.staging;
+    this.#placement = options.placement;
+    this.transport = parts.transport;
+  }
+
+  /**
+   * Joins this process' ranks with all others of the job.
+   *
+   * @param options Weights, topology, current placement, transport.
+   * @returns The engine.
+   * @throws {RangeError} If weights, placement and topology do not fit each other.
+   * @throws {EplbError} If the transport cannot work here, or ranks differ in their sizes.
+   * @throws {RankFailureError} If a rank does not come, or dies.
+   */
+  static async connect(options: EngineOptions): Promise<Engine> {
+    const { topology, weights } = options;
+    const ranks = options.ranks ?? weights.map((_, rank) => rank);
+    checkFit(options, ranks);
+    const transport = chooseTransport(options);
+    const staging = stagingFor(weights[0]!, options.staging);
+    const deadline = new Deadline(
+      options.timeout ?? DEFAULT_TIMEOUT,
+      options.signal,
+    );
+    const world = await World.join(ranks, {
+      size: topology.ranks,
+      cluster: options.cluster,
+      deadline,
+    });
+    const native = new NativeEngine(options.library, {
+      world: topology.ranks,
+      ranks,
+      weights,
+      transport,
+      stagingCells: staging.cells,
+      stagingSets: staging.sets,
+      maxCtas: options.maxCtas ?? 0,
+      smallBytes: options.smallBytes ?? SMALL_BYTES,
+    });
+    try {
+      const local = ranks.map((_, index) => native.exportBlob(index));
+      const blobs = await world.gather("bootstrap blobs", local, deadline);
+      await abortable(
+        native,
+        { world, deadline },
+        () => native.connect(blobs, deadline.remaining),
+      );
+      await world.gather(
+        "connected",
+        ranks.map(() => new Uint8Array(0)),
+        deadline,
+      );
+      native.seal();
+    } catch (error) {
+      world.fail(`cannot connect: ${messageOf(error)}`);
+      await native.close();
+      throw error;
+    }
+    return new Engine(options, { native, world, staging, transport });
+  }
+
+  /** What the weights hold now; they agree for every layer, also after a failure. */
+  get placement(): Placement {
+    return this.#placement;
+  }
+
+  /** Staging memory of each local rank, in bytes. */
+  get stagingBytes(): number {
+    return this.#native.describe().stagingBytes;
+  }
+
+  /**
+   * Moves the weights so that every slot holds what `to` says, and commits it.
+   *
+   * All processes of a job call this with the same arguments; a digest of the plan
+   * is compared before the first byte moves.
+   *
+   * @param to The new placement.
+   * @param options Source choice, verification, timeout, abort signal.
+   * @returns What was moved, and how fast.
+   * @throws {RangeError} If `to` does not fit the weights, or staging is too small for a layer.
+   * @throws {PlanMismatchError} If processes were given different plans; nothing has moved.
+   * @throws {RearrangeError} If the move failed; says which layers are committed.
+   */
+  async rearrange(
+    to: Placement,
+    options: RearrangeOptions = {},
+  ): Promise<RearrangeResult> {
+    this.#enter();
+    try {
+      const start = performance.now();
+      const move = this.#plan(to, options);
+      const planSeconds = (performance.now() - start) / 1e3;
+      return await this.#carryOut(move, { ...options, planSeconds });
+    } finally {
+      if (this.#state === "busy") this.#state = "ready";
+    }
+  }
+
+  /** Ends a rearrangement in progress and frees the engine; the weights stay. */
+  async close(): Promise<void> {
+    await this.#native.close();
+  }
+
+  /** Same as {@linkcode Engine.close}. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.close();
+  }
+
+  #enter(): void {
+    if (this.#native.closed) {
+      throw new TypeError("Cannot rearrange: engine is closed");
+    }
+    if (this.#state === "busy") {
+      throw new TypeError("Cannot rearrange: a rearrangement is in progress");
+    }
+    if (this.#state === "broken") {
+      throw new TypeError(
+        "Cannot rearrange: an earlier rearrangement failed; close this engine " +
+          "and connect a new one with the same weights and its placement",
+      );
+    }
+    this.#state = "busy";
+  }
+
+  #plan(to: Placement, options: RearrangeOptions): Move {
+    try {
+      return planMove(this.#placement, to, {
+        engine: this.#options,
+        locals: this.#world.locals,
+        staging: this.#staging,
+        rearrange: options,
+      });
+    } catch (error) {
+      this.#world.fail(messageOf(error));
+      throw error;
+    }
+  }
+
+  async #carryOut(
+    move: Move,
+    options: RearrangeOptions & { readonly planSeconds: number },
+  ): Promise<RearrangeResult> {
+    const deadline = new Deadline(
+      options.timeout ?? DEFAULT_TIMEOUT,
+      options.signal,
+    );
+    const progress: Progress = { batches: undefined, failedRank: undefined };
+    try {
+      await this.#agree(move, deadline);
+      const before = await this.#digests("before", options, deadline);
+      const moveSeconds = await this.#move(move, {
+        ...options,
+        deadline,
+        progress,
+      });
+      const after = await this.#digests("after", options, deadline);
+      return this.#report(move, {
+        planSeconds: options.planSeconds,
+        moveSeconds,
+        digests: before && after && { before, after },
+      });
+    } catch (error) {
+      if (error instanceof PlanMismatchError) throw error;
+      throw await this.#recover(move, error, progress);
+    }
+  }
+
+  /** Refuses to start unless every process has the same plan. */
+  async #agree(move: Move, deadline: Deadline): Promise<void> {
+    if (!this.#world.distributed) return;
+    const digest = new TextEncoder().encode(move.digest);
+    const local = this.#world.locals.map(() => digest);
+    const digests = (await this.#world.gather("plan digest", local, deadline))
+      .map((bytes) => new TextDecoder().decode(bytes));
+    if (digests.some((one) => one !== digests[0])) {
+      throw new PlanMismatchError(digests);
+    }
+  }
+
+  async #digests(
+    when: string,
+    options: RearrangeOptions,
+    deadline: Deadline,
+  ): Promise<Digests | undefined> {
+    if (!options.verify) return undefined;
+    return await takeDigests(`digests ${when}`, this.#options.weights, {
+      world: this.#world,
+      deadline,
+    });
+  }
+
+  /** Moves the bytes and commits the map; returns the seconds of the slowest rank. */
+  async #move(
+    move: Move,
+    options: RearrangeOptions & {
+      readonly deadline: Deadline;
+      readonly progress: Progress;
+    },
+  ): Promise<number> {
+    const { deadline, progress, onProgress } = options;
+    const layers = move.to.layers;
+    const timer = onProgress && setInterval(
+      () => onProgress(committedLayers(move, this.#native.progress()), layers),
+      PROGRESS_INTERVAL,
+    );
+    const run = await abortable(
+      this.#native,
+      { world: this.#world, deadline },
+      () => this.#native.run(move.program.words, deadline.remaining),
+    ).finally(() => clearInterval(timer));
+    progress.batches = run.committedBatches;
+    if (run.failedRank >= 0) progress.failedRank = run.failedRank;
+    run.check();
+    onProgress?.(layers, layers);
+    this.#placement = move.to;
+    const seconds = new Uint8Array(Float64Array.of(run.seconds).buffer);
+    const local = this.#world.locals.map(() => seconds);
+    const all = await this.#world.gather("moved", local, deadline);
+    return Math.max(...all.map((b) => new Float64Array(b.slice().buffer)[0]!));
+  }
+
+  /** Agrees with the survivors on what is committed, and makes the error that says so. */
+  async #recover(
+    move: Move,
+    cause: unknown,
+    progress: Progress,
+  ): Promise<RearrangeError> {
+    this.#state = "broken";
+    this.#world.fail(messageOf(cause));
+    const batches = await this.#settle(progress.batches);
+    const layers = committedLayers(move, batches);
+    this.#placement = Placement.mix(move.from, move.to, layers);
+    return new RearrangeError(
+      `Cannot complete the rearrangement: ${messageOf(cause)}; ` +
+        `${layers} of ${move.to.layers} layers are committed`,
+      {
+        failedRank: progress.failedRank ?? rankOf(cause, this.#world),
+        committedLayers: layers,
+        placement: this.#placement,
+      },
+      { cause },
+    );
+  }
+
+  /**
+   * Survivors may have seen different last fences. Who has passed a fence has
+   * committed its batch, and proves that all others have staged it: they follow.
+   */
+  async #settle(committed: number | undefined): Promise<number> {
+    if (!this.#world.distributed) return committed ?? 0;
+    try {
+      const all = await this.#world.gatherSurvivors(
+        "settle",
+        committed ?? 0,
+        new Deadline(SETTLE_TIMEOUT),
+      );
+      if (committed === undefined) return 0;
+      return await this.#native.settle(Math.max(...all));
+    } catch {
+      // The store is lost with its host: nobody is left to agree with, and what
+      // is committed here stays the truth for this process' ranks.
+      return committed ?? 0;
+    }
+  }
+
+  #report(
+    move: Move,
+    run: {
+      readonly planSeconds: number;
+      readonly moveSeconds: number;
+      readonly digests: { before: Digests; after: Digests } | undefined;
+    },
+  ): RearrangeResult {
+    const { topology, weights } = this.#options;
+    const { layout, tensorBytes } = weights[0]!;
+    const expertBytes = tensorBytes.reduce((sum, bytes) => sum + bytes, 0);
+    const bytes = traffic(move.plan, { expertBytes });
+    const busiest = Math.max(...bytes.bytesReceived);
+    const mismatches = run.digests
+      ? compareDigests(run.digests.before, run.digests.after, {
+        plan: move.plan,
+        to: move.to,
+        tensors: layout.moved.map(({ name }) => name),
+      })
+      : [];
+    return {
+      plan: move.plan,
+      traffic: bytes,
+      planSeconds: run.planSeconds,
+      moveSeconds: run.moveSeconds,
+      lowerBoundSeconds: lowerBoundSeconds(bytes, topology),
+      gigabytesPerSecond: busiest === 0 ? 0 : busiest / run.moveSeconds / 1e9,
+      verified: run.digests ? mismatches.length === 0 : undefined,
+      mismatches,
+    };
+  }
+}

@@ -1,0 +1,114 @@
+import type { Cluster } from "../cluster/cluster.ts";
+import type { MigrationPlan } from "../migration/plan.ts";
+import type { SourceChoice } from "../migration/sources.ts";
+import type { Traffic } from "../migration/traffic.ts";
+import type { TransportName } from "../native/engine.ts";
+import type { NativeLibrary } from "../native/library.ts";
+import type { ExpertWeights } from "../native/weights.ts";
+import type { Placement } from "../placement.ts";
+import type { Topology } from "../topology.ts";
+import type { Mismatch } from "./canary.ts";
+import type { StagingOptions } from "./staging.ts";
+
+/** Default limit of every wait for another rank, in milliseconds. */
+export const DEFAULT_TIMEOUT = 60_000;
+
+/** Options of {@linkcode Engine.connect}. */
+export interface EngineOptions {
+  /** The native library. */
+  readonly library: NativeLibrary;
+  /** Which rank is on which node, for all ranks of the job. */
+  readonly topology: Topology;
+  /** What the weights hold now, for all ranks of the job. */
+  readonly placement: Placement;
+  /** Expert memory of the ranks of this process. */
+  readonly weights: readonly ExpertWeights[];
+  /**
+   * The ranks that `weights` belong to, ascending.
+   *
+   * @default {0, 1, … in the order of `weights`}
+   */
+  readonly ranks?: readonly number[];
+  /**
+   * How bytes move: `pull` on host memory, `nccl` on GPUs, `auto` chooses by device.
+   *
+   * @default {"auto"}
+   */
+  readonly transport?: TransportName | "auto";
+  /** Bound on staging memory; default: two sets of as many experts as a rank has slots. */
+  readonly staging?: StagingOptions;
+  /**
+   * Sends and receives of one rank in one NCCL group. Large unbounded groups hang.
+   *
+   * @default {64}
+   */
+  readonly maxOpsPerGroup?: number;
+  /**
+   * Thread blocks that NCCL may use; 0 leaves the choice to NCCL.
+   *
+   * @default {0}
+   */
+  readonly maxCtas?: number;
+  /**
+   * Tensors of up to this many bytes per expert are packed into one message.
+   *
+   * @default {262144}
+   */
+  readonly smallBytes?: number;
+  /** The other processes of the job; none if this process holds all ranks. */
+  readonly cluster?: Cluster;
+  /**
+   * Limit of the wait for other ranks, in milliseconds.
+   *
+   * @default {60000}
+   */
+  readonly timeout?: number;
+  /** Ends the wait early. */
+  readonly signal?: AbortSignal;
+}
+
+/** Options of {@linkcode Engine.rearrange}. */
+export interface RearrangeOptions {
+  /**
+   * Which holder sends: spread over all of them, or SGLang's contiguous chunks.
+   *
+   * @default {"balanced"}
+   */
+  readonly sources?: SourceChoice;
+  /**
+   * Whether to compare a digest of every expert before and after.
+   *
+   * @default {false}
+   */
+  readonly verify?: boolean;
+  /**
+   * Limit of the whole call, in milliseconds.
+   *
+   * @default {60000}
+   */
+  readonly timeout?: number;
+  /** Ends the call early; layers not yet committed stay as they were. */
+  readonly signal?: AbortSignal;
+  /** Called a few times a second with the layers committed so far, and the layers in all. */
+  readonly onProgress?: (committed: number, layers: number) => void;
+}
+
+/** What a rearrangement did. */
+export interface RearrangeResult {
+  /** The plan that was executed. */
+  readonly plan: MigrationPlan;
+  /** Its bytes, per rank and node. */
+  readonly traffic: Traffic;
+  /** Seconds to compute plan and program. */
+  readonly planSeconds: number;
+  /** Seconds from the first byte to the last commit, of the slowest rank. */
+  readonly moveSeconds: number;
+  /** The least time that the topology's link rates allow; undefined if they are unknown. */
+  readonly lowerBoundSeconds: number | undefined;
+  /** Bytes into the busiest rank, in gigabytes (1e9) per second of `moveSeconds`. */
+  readonly gigabytesPerSecond: number;
+  /** Whether the digests were compared and all agree; undefined without `verify`. */
+  readonly verified: boolean | undefined;
+  /** Tensors whose digest is not their source's. */
+  readonly mismatches: readonly Mismatch[];
+}

@@ -1,0 +1,47 @@
+import type { ExpertWeights } from "../native/weights.ts";
+
+/** Bound on the memory in which experts wait between arrival and commit. */
+export interface StagingOptions {
+  /**
+   * Bytes of staging memory per rank; at least one expert's.
+   *
+   * @default {sets × slots × one expert's bytes}
+   */
+  readonly bytes?: number;
+  /**
+   * With 2 sets the next layers move while one commits; 1 set needs half the memory.
+   *
+   * @default {2}
+   */
+  readonly sets?: 1 | 2;
+}
+
+/** Staging memory as the native engine counts it: sets of cells of one expert. */
+export interface Staging {
+  readonly sets: number;
+  readonly cells: number;
+}
+
+/** Alignment of each tensor in a staging cell. */
+const ALIGNMENT = 256;
+
+/** Turns a bound in bytes into sets of cells. */
+export function stagingFor(
+  weights: ExpertWeights,
+  options: StagingOptions = {},
+): Staging {
+  const sets = options.sets ?? 2;
+  if (options.bytes === undefined) return { sets, cells: weights.slots };
+  const cellBytes = weights.tensorBytes.reduce(
+    (sum, bytes) => sum + Math.ceil(bytes / ALIGNMENT) * ALIGNMENT,
+    0,
+  );
+  const cells = Math.floor(options.bytes / sets / cellBytes);
+  if (!(cells >= 1)) {
+    throw new RangeError(
+      `Cannot stage experts: staging has ${options.bytes} bytes, ` +
+        `${sets} set(s) of one expert need ${sets * cellBytes}`,
+    );
+  }
+  return { sets, cells: Math.min(cells, weights.slots) };
+}

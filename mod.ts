@@ -1,0 +1,157 @@
+/**
+ * Expert parallelism load balancer (EPLB) for mixture-of-experts inference.
+ *
+ * Plans where copies of experts should live, and physically moves their weights
+ * between ranks, in place. Everything that plans is pure and needs no permission;
+ * what touches memory needs the native library and `--allow-ffi`, and is loaded by
+ * {@linkcode NativeLibrary.open} only.
+ *
+ * ```ts
+ * import { Placement, planMigration, Topology } from "@eplb/eplb";
+ * import { assertEquals } from "@std/assert";
+ *
+ * const topology = Topology.uniform({ ranks: 2, nodes: 1 });
+ * const from = Placement.from([[0, 1, 2, 3]], { ranks: 2 });
+ * const to = Placement.from([[0, 2, 1, 3]], { ranks: 2 });
+ * const plan = planMigration(from, to, { topology });
+ * assertEquals(plan.counts.sameNode, 2);
+ * ```
+ *
+ * @module
+ */
+
+export {
+  type CheckpointModel,
+  type ExpertCheckpoint,
+  openCheckpoint,
+  type ReadExpertOptions,
+} from "./lib/weights/checkpoint.ts";
+export { type Dtype } from "./lib/weights/dtype.ts";
+export {
+  ExpertLayout,
+  type ExpertTensor,
+  type ExpertTensorSpec,
+  type TensorRole,
+} from "./lib/weights/layout.ts";
+export {
+  openSafetensors,
+  type ReadIntoOptions,
+  type SafetensorsInfo,
+  type SafetensorsReader,
+  type SafetensorsSpec,
+  writeSafetensors,
+  type WriteSafetensorsOptions,
+} from "./lib/weights/safetensors.ts";
+export {
+  type ModelName,
+  type ModelShape,
+  modelShape,
+  type ModelShapeOptions,
+} from "./lib/weights/shapes.ts";
+
+export {
+  Placement,
+  type PlacementFromJSONOptions,
+  type PlacementFromOptions,
+  type PlacementJSON,
+  type PlacementShape,
+  type RandomPlacementOptions,
+} from "./lib/placement.ts";
+export {
+  type LinkRates,
+  Topology,
+  type UniformTopologyOptions,
+} from "./lib/topology.ts";
+export {
+  type Balancedness,
+  balancedness,
+  type BalancednessOptions,
+} from "./lib/metrics.ts";
+export {
+  MigrationCase,
+  type MigrationCounts,
+  type MigrationPlan,
+  planMigration,
+  type PlanMigrationOptions,
+} from "./lib/migration/plan.ts";
+export {
+  compileProgram,
+  type CompileProgramOptions,
+  type Program,
+  stagingCellsNeeded,
+} from "./lib/migration/program.ts";
+export { type SourceChoice } from "./lib/migration/sources.ts";
+export {
+  lowerBoundSeconds,
+  type Traffic,
+  traffic,
+  type TrafficOptions,
+} from "./lib/migration/traffic.ts";
+export { planDigest, type PlanDigestInput } from "./lib/migration/digest.ts";
+
+export { type Cluster } from "./lib/cluster/cluster.ts";
+export {
+  GatherTimeoutError,
+  type RankFailure,
+  RankFailureError,
+  type RankFailureKind,
+} from "./lib/cluster/failure.ts";
+export { type RankIdentity, rankIdentity } from "./lib/cluster/identity.ts";
+export { StoreClient } from "./lib/cluster/store_client.ts";
+export { type StoreClientOptions } from "./lib/cluster/handshake.ts";
+export {
+  StoreServer,
+  type StoreServerOptions,
+} from "./lib/cluster/store_server.ts";
+export { type WaitOptions } from "./lib/cluster/wait.ts";
+
+export {
+  deepseekPolicy,
+  type DeepseekPolicyOptions,
+} from "./lib/policies/deepseek.ts";
+
+export {
+  buildLibrary,
+  type BuildOptions,
+  type BuiltLibrary,
+} from "./lib/native/build.ts";
+export {
+  EplbError,
+  type EplbErrorCode,
+  EplbLibraryError,
+  type LibraryAttempt,
+} from "./lib/native/errors.ts";
+export {
+  NativeLibrary,
+  type NcclInfo,
+  type OpenLibraryOptions,
+} from "./lib/native/library.ts";
+export { type DeviceInfo } from "./lib/native/structs.ts";
+export { type TransportName } from "./lib/native/engine.ts";
+export {
+  type AllocateOptions,
+  type ExpertPosition,
+  ExpertWeights,
+  type RegisterOptions,
+  type TensorMemory,
+  type WeightsShape,
+} from "./lib/native/weights.ts";
+
+export {
+  loadExperts,
+  type LoadExpertsOptions,
+  saveExperts,
+} from "./lib/runtime/checkpoint.ts";
+export { Engine } from "./lib/runtime/engine.ts";
+export {
+  PlanMismatchError,
+  RearrangeError,
+  type RearrangeFailure,
+} from "./lib/runtime/errors.ts";
+export {
+  type EngineOptions,
+  type RearrangeOptions,
+  type RearrangeResult,
+} from "./lib/runtime/options.ts";
+export { type Mismatch } from "./lib/runtime/canary.ts";
+export { type StagingOptions } from "./lib/runtime/staging.ts";

@@ -1,0 +1,18 @@
+// A rank in a process of its own: it joins, says so, and waits for the end.
+import { rankIdentity } from "../../lib/cluster/identity.ts";
+import { StoreClient } from "../../lib/cluster/store_client.ts";
+
+const identity = rankIdentity((name) => Deno.env.get(name))!;
+await using client = await StoreClient.connect({
+  host: identity.storeHost,
+  port: identity.storePort,
+  rank: identity.rank,
+  token: identity.token,
+});
+const ranks = await client.gather("ready", new Uint8Array([identity.rank]));
+if (Deno.args.includes("--once")) {
+  // deno-lint-ignore no-console
+  console.log(`rank ${identity.rank} sees ${ranks.map(([rank]) => rank)}`);
+} else {
+  await client.gather("end", undefined, { timeout: 2 ** 31 - 1 });
+}
