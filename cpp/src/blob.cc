@@ -14,13 +14,10 @@ namespace {
 constexpr uint32_t kMagic = 0x424C'4F42;  // "BOLB"
 static_assert(std::is_trivially_copyable_v<RankBlob::Fixed>, "sent as bytes");
 
-void append(std::vector<char>& out, const void* bytes, size_t count) {
-  const char* begin = static_cast<const char*>(bytes);
-  out.insert(out.end(), begin, begin + count);
-}
-
-void append(std::vector<char>& out, const std::vector<uint64_t>& table) {
-  append(out, table.data(), table.size() * sizeof(uint64_t));
+// Copies to `target` and returns where it ends.
+char* append(char* target, const void* bytes, size_t count) {
+  if (count > 0) std::memcpy(target, bytes, count);
+  return target + count;
 }
 
 [[noreturn]] void mismatch(int32_t rank, const std::string& what) {
@@ -43,7 +40,7 @@ class Reader {
 
   void take(void* target, uint64_t count) {
     if (count > left_) mismatch(rank_, "its blob is cut short");
-    std::memcpy(target, next_, count);
+    if (count > 0) std::memcpy(target, next_, count);
     next_ += count;
     left_ -= count;
   }
@@ -87,11 +84,12 @@ std::vector<char> RankBlob::encode() const {
   Fixed head = fixed;
   head.magic = kMagic;
   head.abi_version = EPLB_ABI_VERSION;
-  std::vector<char> out;
-  append(out, &head, sizeof(head));
-  append(out, tensor_bytes);
-  append(out, offset);
-  append(out, stride);
+  const size_t entries = tensor_bytes.size() + offset.size() + stride.size();
+  std::vector<char> out(sizeof(head) + entries * sizeof(uint64_t));
+  char* end = append(out.data(), &head, sizeof(head));
+  for (const auto* table : {&tensor_bytes, &offset, &stride}) {
+    end = append(end, table->data(), table->size() * sizeof(uint64_t));
+  }
   return out;
 }
 

@@ -22,7 +22,7 @@ constexpr uint32_t kFirstBytes<eplb_device_info> = 200;
 template <>
 constexpr uint32_t kFirstBytes<eplb_weights_config> = 24;
 template <>
-constexpr uint32_t kFirstBytes<eplb_engine_config> = 48;
+constexpr uint32_t kFirstBytes<eplb_engine_config> = 40;
 template <>
 constexpr uint32_t kFirstBytes<eplb_engine_info> = 24;
 template <>

@@ -253,7 +253,7 @@ function slurmHost(read: Read): string | undefined {
 
 /** The first host of a list such as "gpu[03-05,7],cpu1". */
 function firstHost(list: string, name: string): string {
-  const first = /^(?:[^,[\]]|\[[^[\]]*\])+/.exec(list)?.[0] ?? "";
+  const first = /^((?:[^,[\]]|\[[^[\]]*\])+)(?:,|$)/.exec(list)?.[1] ?? "";
   const host = first.replace(/\[(\w+)[^\]]*\]/g, "$1");
   if (/^[\w.-]+$/.test(host)) return host;
   throw new RangeError(

@@ -54,7 +54,8 @@ export async function buildLibrary(
   const cuda = await wantsCuda(options.cuda ?? "auto");
   const root = checkoutRoot() ?? await fetchSources(options);
   const folder = join(root, "build", cuda ? "cuda" : "cpu");
-  const ninja = await findProgram("ninja") !== undefined;
+  // Make is CMake's own choice; without it Ninja serves as well.
+  const ninja = await findProgram("make") === undefined;
   await run("cmake", [
     ...["-S", join(root, "cpp"), "-B", folder],
     ...(ninja ? ["-G", "Ninja"] : []),

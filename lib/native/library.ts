@@ -69,7 +69,10 @@ function tryOpen(path: string): Symbols | string {
     probe = Deno.dlopen(path, { eplb_abi_version: SYMBOLS.eplb_abi_version });
   } catch (error) {
     if (error instanceof Deno.errors.NotCapable) throw error;
-    return error instanceof Error ? error.message : String(error);
+    // The loader says "Could not open library" twice and the path once more.
+    const text = error instanceof Error ? error.message : String(error);
+    return text.replaceAll("Could not open library: ", "")
+      .replace(`${path}: `, "");
   }
   const abi = probe.symbols.eplb_abi_version();
   if (abi !== ABI_VERSION) {

@@ -40,25 +40,6 @@ const GAP = "  ";
  * @param options Columns.
  * @returns Lines without a line break at the end.
  * @throws {RangeError} If a row has more or fewer cells than there are columns.
- *
- * @example
- * ```ts
- * import { formatTable } from "@eplb/eplb";
- * import { assertEquals } from "@std/assert";
- *
- * const table = formatTable([["pull", 31.5], ["nccl", 104]], {
- *   columns: [{ header: "transport" }, { header: "ms", align: "right" }],
- * });
- * assertEquals(
- *   table,
- *   [
- *     "transport    ms",
- *     "─────────  ────",
- *     "pull       31.5",
- *     "nccl        104",
- *   ].join("\n"),
- * );
- * ```
  */
 export function formatTable(
   rows: readonly TableRow[],
@@ -97,15 +78,6 @@ export function formatTable(
  * @param bytes Number of bytes.
  * @returns Text such as `"44.0 MB"`, where 1 MB is 10^6 bytes.
  * @throws {RangeError} If the number is negative or not finite.
- *
- * @example
- * ```ts
- * import { formatBytes } from "@eplb/eplb";
- * import { assertEquals } from "@std/assert";
- *
- * assertEquals(formatBytes(512), "512 B");
- * assertEquals(formatBytes(44_040_192), "44.0 MB");
- * ```
  */
 export function formatBytes(bytes: number): string {
   return withUnit(bytes, {
@@ -121,14 +93,6 @@ export function formatBytes(bytes: number): string {
  * @param bytesPerSecond Bytes per second.
  * @returns Text such as `"396 GB/s"`, where 1 GB is 10^9 bytes.
  * @throws {RangeError} If the number is negative or not finite.
- *
- * @example
- * ```ts
- * import { formatRate } from "@eplb/eplb";
- * import { assertEquals } from "@std/assert";
- *
- * assertEquals(formatRate(396.4e9), "396 GB/s");
- * ```
  */
 export function formatRate(bytesPerSecond: number): string {
   return `${formatBytes(bytesPerSecond)}/s`;
@@ -140,15 +104,6 @@ export function formatRate(bytesPerSecond: number): string {
  * @param seconds Duration in seconds.
  * @returns Text such as `"27.6 ms"`, or `"2 min 5 s"` from two minutes on.
  * @throws {RangeError} If the number is negative or not finite.
- *
- * @example
- * ```ts
- * import { formatSeconds } from "@eplb/eplb";
- * import { assertEquals } from "@std/assert";
- *
- * assertEquals(formatSeconds(0.0276), "27.6 ms");
- * assertEquals(formatSeconds(125), "2 min 5 s");
- * ```
  */
 export function formatSeconds(seconds: number): string {
   if (seconds === 0) return "0 s";
@@ -200,15 +155,6 @@ function withUnit(
  * @returns Exactly `width` characters, spaces where the bar is empty.
  * @throws {RangeError} If the fraction is not a number or the width is not a
  * non-negative integer.
- *
- * @example
- * ```ts
- * import { bar } from "@eplb/eplb";
- * import { assertEquals } from "@std/assert";
- *
- * assertEquals(bar(0.5, 4), "██  ");
- * assertEquals(bar(0.625, 2), "█▎");
- * ```
  */
 export function bar(fraction: number, width: number): string {
   if (Number.isNaN(fraction)) {
@@ -231,14 +177,6 @@ export function bar(fraction: number, width: number): string {
  * @param values Non-negative values, such as tokens per rank.
  * @returns One character for each value.
  * @throws {RangeError} If a value is negative or not finite.
- *
- * @example
- * ```ts
- * import { sparkline } from "@eplb/eplb";
- * import { assertEquals } from "@std/assert";
- *
- * assertEquals(sparkline([0, 1, 4, 7]), "▁▂▅█");
- * ```
  */
 export function sparkline(values: ArrayLike<number>): string {
   const list = Array.from(values);

@@ -59,15 +59,6 @@ const BITS: ReadonlyMap<string, number> = new Map<Dtype, number>([
  *
  * @param name Text to test.
  * @returns `true` if `name` is a {@linkcode Dtype}.
- *
- * @example
- * ```ts
- * import { isDtype } from "@eplb/eplb";
- * import { assert } from "@std/assert";
- *
- * assert(isDtype("BF16"));
- * assert(!isDtype("bfloat16"));
- * ```
  */
 export function isDtype(name: string): name is Dtype {
   return BITS.has(name);
@@ -79,15 +70,6 @@ export function isDtype(name: string): name is Dtype {
  * @param dtype Name of the element type.
  * @returns Bits per element; 4 for `F4`, which packs two elements into a byte.
  * @throws {TypeError} If the name is not known.
- *
- * @example
- * ```ts
- * import { dtypeBits } from "@eplb/eplb";
- * import { assertEquals } from "@std/assert";
- *
- * assertEquals(dtypeBits("BF16"), 16);
- * assertEquals(dtypeBits("F4"), 4);
- * ```
  */
 export function dtypeBits(dtype: string): number {
   const bits = BITS.get(dtype);
@@ -110,15 +92,6 @@ export function dtypeBits(dtype: string): number {
  * @throws {TypeError} If the dtype is not known.
  * @throws {RangeError} If a dimension is not a non-negative safe integer, or if
  * the size is above 2^53 bits or not a whole number of bytes.
- *
- * @example
- * ```ts
- * import { tensorBytes } from "@eplb/eplb";
- * import { assertEquals } from "@std/assert";
- *
- * assertEquals(tensorBytes("F8_E4M3", [4096, 7168]), 29_360_128);
- * assertEquals(tensorBytes("F4", [3, 2]), 3);
- * ```
  */
 export function tensorBytes(dtype: string, shape: readonly number[]): number {
   const bits = dtypeBits(dtype);

@@ -29,7 +29,7 @@ export async function startWorld(
   return {
     server,
     clients,
-    async [Symbol.asyncDispose]() {
+    async [Symbol.asyncDispose](): Promise<void> {
       await Promise.all(clients.map((client) => client.close()));
       await server.close();
     },

@@ -17,7 +17,7 @@ function source(
   let offset = 0;
   let turn = 0;
   return {
-    read(view) {
+    read(view: Uint8Array): Promise<number | null> {
       if (offset === bytes.length) return Promise.resolve(null);
       const piece = pieces[turn++ % pieces.length]!;
       const part = bytes.subarray(offset).subarray(

@@ -52,7 +52,11 @@ export function expectedCases(
     const old = rowsByRank(from, layer);
     rowsByRank(to, layer).forEach((row, rank) =>
       row.forEach((expert, slot) => {
-        const sendersHere = holdersOf(from, { layer, expert, live: options.live })
+        const sendersHere = holdersOf(from, {
+          layer,
+          expert,
+          live: options.live,
+        })
           .some((holder) => options.topology.sameNode(holder, rank));
         if (expert < 0) names.push("empty");
         else if (old[rank]![slot] === expert) names.push("unchanged");
@@ -75,7 +79,9 @@ export function demandsOf(
   const old = rowsByRank(from, layer);
   return rowsByRank(to, layer).flatMap((row, rank) =>
     row.flatMap((expert, at): Demand[] => {
-      if (expert < 0 || old[rank]!.includes(expert) || row.indexOf(expert) < at) {
+      if (
+        expert < 0 || old[rank]!.includes(expert) || row.indexOf(expert) < at
+      ) {
         return [];
       }
       const holders = holdersOf(from, { layer, expert, live });
@@ -135,7 +141,9 @@ export function chunkedSenders(demands: readonly Demand[]): number[] {
     const { eligible } = group[0]!;
     eligible.forEach((sender, i) => {
       const share = Math.ceil(waiting.length / (eligible.length - i));
-      for (const demand of waiting.splice(0, share)) senders.set(demand, sender);
+      for (const demand of waiting.splice(0, share)) {
+        senders.set(demand, sender);
+      }
     });
   }
   return demands.map((demand) => senders.get(demand)!);

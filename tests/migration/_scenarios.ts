@@ -11,30 +11,33 @@ export interface Scenario {
   readonly topology: Topology;
 }
 
-/** The most that a scenario has of each. */
+/** The least and the most that a scenario has of each. */
 export interface ScenarioBounds {
-  readonly layers: number;
-  readonly ranks: number;
-  readonly slotsPerRank: number;
+  readonly layers: readonly [number, number];
+  readonly ranks: readonly [number, number];
+  readonly slotsPerRank: readonly [number, number];
+  /** Experts per 100 slots. */
+  readonly percent?: readonly [number, number];
 }
 
-/** Scenarios up to the given size. */
+/** Scenarios within the given bounds. */
 export function scenarios(bounds: ScenarioBounds): fc.Arbitrary<Scenario> {
-  return fc.record({
-    layers: fc.integer({ min: 1, max: bounds.layers }),
-    ranks: fc.integer({ min: 1, max: bounds.ranks }),
-    slotsPerRank: fc.integer({ min: 1, max: bounds.slotsPerRank }),
+  // Without bias, since the smallest shapes move nothing.
+  return fc.noBias(fc.record({
+    layers: between(bounds.layers),
+    ranks: between(bounds.ranks),
+    slotsPerRank: between(bounds.slotsPerRank),
     nodes: fc.integer({ min: 1, max: 4 }),
-    spread: fc.double({ min: 0, max: 1, noNaN: true }),
+    percent: between(bounds.percent ?? [1, 100]),
     empty: fc.constantFrom(0, 0.2, 0.9),
     change: fc.constantFrom(0, 0.1, 1),
-    seed: fc.nat(),
-  }).map(({ spread, nodes, seed, ...rest }) => {
+    seed: fc.noBias(fc.nat()),
+  })).map(({ percent, nodes, seed, ...rest }) => {
     const random = new SeededRandom(seed);
     const { ranks, slotsPerRank } = rest;
     const shape = {
       ...rest,
-      experts: Math.max(1, Math.ceil(spread * ranks * slotsPerRank)),
+      experts: Math.ceil(percent / 100 * ranks * slotsPerRank),
     };
     const from = randomRows(shape, random);
     const to = rest.change === 1
@@ -48,6 +51,10 @@ export function scenarios(bounds: ScenarioBounds): fc.Arbitrary<Scenario> {
       ),
     };
   });
+}
+
+function between([min, max]: readonly [number, number]): fc.Arbitrary<number> {
+  return fc.integer({ min, max });
 }
 
 interface RowShape {

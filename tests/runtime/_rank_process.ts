@@ -36,6 +36,7 @@ export interface RankReport {
   readonly error?: string;
   readonly errorName?: string;
   readonly failedRank?: number;
+  readonly committedLayers?: number;
   readonly seconds: number;
 }
 
@@ -106,14 +107,10 @@ async function runRank(task: RankTask): Promise<RankReport> {
     return end({});
   } catch (error) {
     if (!(error instanceof Error)) throw error;
-    const failedRank = error instanceof RearrangeError
-      ? error.failedRank
-      : undefined;
-    return end({
-      error: error.message,
-      errorName: error.name,
-      ...(failedRank === undefined ? {} : { failedRank }),
-    });
+    const failure = { error: error.message, errorName: error.name };
+    if (!(error instanceof RearrangeError)) return end(failure);
+    const { failedRank, committedLayers } = error;
+    return end({ ...failure, failedRank: failedRank ?? -1, committedLayers });
   }
 }
 

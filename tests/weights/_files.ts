@@ -44,7 +44,10 @@ export async function sha256(bytes: Uint8Array<ArrayBuffer>): Promise<string> {
 /** Bytes that depend on a tensor's name and size. */
 export function contentOf(tensor: SafetensorsSpec): Uint8Array<ArrayBuffer> {
   const elements = tensor.shape.reduce((a, b) => a * b, 1);
-  const seed = tensor.name.length * 31 + elements;
+  const seed = [...tensor.name].reduce(
+    (hash, char) => (hash * 31 + char.codePointAt(0)!) % 65_521,
+    elements,
+  );
   return Uint8Array.from(
     { length: elements * dtypeBits(tensor.dtype) / 8 },
     (_, index) => (seed + index * 7) % 251,

@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+// Moves expert weights between GPUs with grouped ncclSend and ncclRecv.
+//
+// Three streams of one rank. A column is one batch; batch 1 moves while batch 0 commits:
+//
+//   local      pack 0 · copy 0          pack 1 · copy 1
+//   transfer          groups 0 · fence 0 · groups 1 · fence 1
+//   commit                               commit 0          commit 1
+//
+// The fence of a batch is an all-reduce of one number per rank, behind the batch's groups. It answers
+// "has every rank all its bytes, and read all it needed of the others' slots?", so it must not be
+// fooled by failures. Two things would fool a plain barrier:
+//
+//  - ncclCommAbort lets kernels leave early, and whatever is queued behind them in the stream runs.
+//    So nothing that overwrites slots is ever queued behind a fence: commits are enqueued by the host,
+//    once it has seen the fence's result.
+//  - A kernel that leaves early still posts its steps to its peers: *their* kernels complete as if the
+//    bytes had come. So each rank contributes a number that only this rank, run and batch have, and
+//    a kernel right before the all-reduce replaces it by 0 when this rank has begun to give up (the
+//    flag is raised before ncclCommAbort is called). Only if no rank had given up by its fence, and
+//    so all groups before it were genuine, does the sum come out right, whatever else is in NCCL's
+//    buffers. A wrong sum is a peer that failed.
+//
+// A right sum stays right: it may arrive after this rank has given up, and the batch is then
+// committed (resolve). If another rank has seen it and this one has not, settling commits the batch:
+// commits need their stream and the staging memory only, not NCCL.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "allocation.h"
+#include "cuda_check.h"
+#include "kernels.h"
+#include "mover.h"
+#include "nccl_communicator.h"
+#include "nccl_schedule.h"
+
+namespace eplb {
+
+class NcclMover : public Mover {
+ public:
+  NcclMover(const MoverConfig& config, const NcclIdBlob& id, const Cancellation& cancellation);
+  ~NcclMover() override;
+
+  // Makes NCCL connect every pair of ranks, which it does at a pair's first message otherwise: slowly,
+  // and taking memory that may be gone by then. Once, before the first run, on every rank.
+  void warm_up();
+
+  void begin(const std::vector<RankBatch>& batches) override;
+  void stage(size_t batch) override;
+  void arrive(size_t batch) override;
+  void wait(size_t batch) override;
+  bool resolve(size_t batch) override;
+  void commit(size_t batch) override;
+  void flush() override;
+  void finish() override;
+
+ private:
+  struct SetEvents {
+    Event packed, copied, committed;
+  };
+  // What has to outlive every kernel.
+  struct Resources;
+
+  template <class Body>
+  void guarded(Body body);
+  void give_up() noexcept;
+  bool drained(std::chrono::milliseconds limit) noexcept;
+  SetEvents& events(size_t batch) const;
+  FenceReport* report(size_t fence) const;
+  uint64_t fence_number(size_t fence) const;
+  uint64_t proof(size_t fence, int32_t rank) const;
+  bool passed(size_t fence) const;
+  void raise_fence(size_t fence, const char* what);
+  void await_fence(size_t fence, const char* what);
+  void exchange_with_all(uint64_t bytes, const char* what);
+  void grow(uint64_t* capacity, Allocation* memory, uint64_t bytes);
+  void upload();
+  void copy_up(uint64_t target, const void* source, uint64_t bytes);
+  WorkList<Piece> work(const IndexRange& range) const;
+
+  const MoverConfig config_;
+  const Cancellation& cancellation_;
+  const StagingLayout layout_;
+  std::unique_ptr<Resources> gpu_;
+  std::unique_ptr<NcclCommunicator> communicator_;
+  Schedule schedule_;
+  std::vector<uint64_t> first_chunk_;  // of schedule_.pieces
+  uint32_t run_ = 0;
+};
+
+}  // namespace eplb
