@@ -10,9 +10,11 @@ await using client = await StoreClient.connect({
   token: identity.token,
 });
 const ranks = await client.gather("ready", new Uint8Array([identity.rank]));
-if (Deno.args.includes("--once")) {
-  // deno-lint-ignore no-console
-  console.log(`rank ${identity.rank} sees ${ranks.map(([rank]) => rank)}`);
-} else {
-  await client.gather("end", undefined, { timeout: 2 ** 31 - 1 });
+let last = `rank ${identity.rank} sees ${ranks.map(([rank]) => rank)}`;
+if (!Deno.args.includes("--once")) {
+  const timeout = 2 ** 31 - 1;
+  last = await client.gather("end", undefined, { timeout })
+    .then(() => "the end", (error: Error) => error.message);
 }
+// deno-lint-ignore no-console
+console.log(last);

@@ -1,10 +1,16 @@
-import { assertEquals, assertLess, assertRejects } from "@std/assert";
+import {
+  assertEquals,
+  assertLess,
+  assertMatch,
+  assertRejects,
+} from "@std/assert";
 import fc from "fast-check";
 import {
   GatherTimeoutError,
   type RankFailure,
   RankFailureError,
 } from "../../lib/cluster/failure.ts";
+import { encodeFrame, readFrame } from "../../lib/cluster/frames.ts";
 import { StoreClient } from "../../lib/cluster/store_client.ts";
 import { StoreServer } from "../../lib/cluster/store_server.ts";
 import { bytes, Child, join, startWorld } from "./_world.ts";
@@ -277,6 +283,12 @@ Deno.test("a stopped process gives every other rank an error that names it", asy
     assertEquals(error.failure.kind, "silent");
   }));
   assertLess(performance.now() - start, 10_000);
+  // Once it runs again, it finds out what happened, and does not blame others.
+  child.kill("SIGCONT");
+  assertMatch(
+    await child.firstLine(),
+    /^Cannot gather "end": rank 2 was silent for [\d.]+ s$/,
+  );
 });
 
 Deno.test("a store that dies gives every rank an error that names it", async () => {
@@ -319,6 +331,45 @@ Deno.test("a store that is stopped gives every rank an error", async () => {
     RankFailureError,
     `store at 127.0.0.1:${port} was silent for `,
   );
+});
+
+Deno.test("a store that talks nonsense is lost", async () => {
+  const welcome = {
+    type: "welcome",
+    worldSize: 1,
+    interval: 1000,
+    silence: 5000,
+    maxPayload: 100,
+  };
+  const nonsense: [Uint8Array, string][] = [
+    [new Uint8Array(8).fill(255), "header of 4294967295 bytes is above"],
+    [encodeFrame({ type: "hello" }), "its type is not known here"],
+    [
+      encodeFrame({ type: "failure", kind: "odd", ranks: [], reason: "" }),
+      '"kind" of "failure" is not valid',
+    ],
+    [
+      encodeFrame(
+        { type: "gathered", id: 0, ranks: [0], sizes: [2] },
+        bytes(1),
+      ),
+      "sizes do not fit the payload",
+    ],
+  ];
+  for (const [raw, reason] of nonsense) {
+    using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+    const { hostname: host, port } = listener.addr;
+    const joining = StoreClient.connect({ host, port, rank: 0, token: "t" });
+    using conn = await listener.accept();
+    const limits = { header: 1000, payload: 0 };
+    assertEquals((await readFrame(conn, limits))?.header.type, "hello");
+    await conn.write(encodeFrame(welcome));
+    await using client = await joining;
+    const gather = client.gather("a");
+    await conn.write(raw);
+    await assertRejects(() => gather, RankFailureError, reason);
+    assertEquals((await client.failure).kind, "store");
+  }
 });
 
 Deno.test("a process that was blocked does not accuse the others", async () => {

@@ -244,6 +244,22 @@ Deno.test("a stranger who says nothing is sent away", async () => {
   assertEquals(await answerTo(server, bytes()), undefined);
 });
 
+Deno.test("strangers cannot take every connection", async () => {
+  await using world = await startWorld(1, { worldSize: 2 });
+  const { server } = world;
+  const silent = await Promise.all(
+    Array.from({ length: 100 }, () => connect(server, bytes())),
+  );
+  // One of them is one too many, and is sent away long before its time.
+  const reads = silent.map((conn) =>
+    conn.read(new Uint8Array(1)).catch(() => null)
+  );
+  assertEquals(await Promise.race(reads), null);
+  for (const conn of silent) conn.close();
+  await using one = await join(server, 1);
+  await Promise.all([one.gather("a"), world.clients[0]!.gather("a")]);
+});
+
 Deno.test("garbage from a rank is its end, and the others are told", async () => {
   await using world = await startWorld(1, { worldSize: 2 });
   const { server } = world;

@@ -102,8 +102,8 @@ Deno.test("kill -9 of a rank gives every survivor an error that names it, and lo
           assertEquals(report.placement, survivors[0]!.placement);
         }
         const layers = survivors.map((report) => report.committedLayers!);
-      if (layers.some((n) => n > 0 && n < large.layers)) midMove++;
-      assert(seconds < 20, `survivors took ${seconds} s`);
+        if (layers.some((n) => n > 0 && n < large.layers)) midMove++;
+        assert(seconds < 20, `survivors took ${seconds} s`);
         assertEquals(sharedMemory(), []);
       },
     );
