@@ -80,6 +80,7 @@ export {
   type Program,
   stagingCellsNeeded,
 } from "./lib/migration/program.ts";
+export { OperationCode } from "./lib/migration/operation.ts";
 export { type SourceChoice } from "./lib/migration/sources.ts";
 export {
   lowerBoundSeconds,
@@ -96,7 +97,18 @@ export {
   RankFailureError,
   type RankFailureKind,
 } from "./lib/cluster/failure.ts";
-export { type RankIdentity, rankIdentity } from "./lib/cluster/identity.ts";
+export {
+  type IdentitySource,
+  type RankIdentity,
+  rankIdentity,
+} from "./lib/cluster/identity.ts";
+export {
+  type LaunchOptions,
+  launchRanks,
+  type RankExit,
+  type StoreAddress,
+} from "./lib/cluster/launch.ts";
+export { type Heartbeat } from "./lib/cluster/channel.ts";
 export { StoreClient } from "./lib/cluster/store_client.ts";
 export { type StoreClientOptions } from "./lib/cluster/handshake.ts";
 export {

@@ -292,8 +292,10 @@ FenceReport* NcclMover::report(size_t fence) const {
 
 uint64_t NcclMover::fence_number(size_t fence) const { return (uint64_t{run_} << 32) + fence + 1; }
 
+// The number of batches is part of it: ranks with different programs do not pass.
 uint64_t NcclMover::proof(size_t fence, int32_t rank) const {
-  return mix(mix(fence_number(fence)) + static_cast<uint64_t>(rank) + 1);
+  return mix(mix(mix(fence_number(fence)) + schedule_.batches.size()) +
+             static_cast<uint64_t>(rank));
 }
 
 bool NcclMover::passed(size_t fence) const {
@@ -319,7 +321,7 @@ void NcclMover::await_fence(size_t fence, const char* what) {
     if (backoff.pause()) (void)gpu_->transfer.idle();  // throws what went wrong on the device
   }
   if (!passed(fence)) {
-    throw Error(EPLB_PEER_FAILED, text("Cannot ", what, ": another rank gave up before it"));
+    throw Error(EPLB_PEER_FAILED, text("Cannot ", what, ": another rank gave up before, or runs another program"));
   }
 }
 

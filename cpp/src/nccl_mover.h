@@ -15,7 +15,7 @@
 //    So nothing that overwrites slots is ever queued behind a fence: commits are enqueued by the host,
 //    once it has seen the fence's result.
 //  - A kernel that leaves early still posts its steps to its peers: *their* kernels complete as if the
-//    bytes had come. So each rank contributes a number that only this rank, run and batch have, and
+//    bytes had come. So each rank contributes a number that no other rank, run or batch has, and
 //    a kernel right before the all-reduce replaces it by 0 when this rank has begun to give up (the
 //    flag is raised before ncclCommAbort is called). Only if no rank had given up by its fence, and
 //    so all groups before it were genuine, does the sum come out right, whatever else is in NCCL's

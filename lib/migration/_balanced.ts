@@ -155,7 +155,7 @@ export class BalancedSources implements SourceChooser {
     for (let q = 0; q < this.#queued; q++) {
       const rank = this.#queue[q]!;
       const node = nodeOf[rank]!;
-      if (node !== busiest && load[rank]! < most) {
+      if (load[rank]! < most) {
         if (uplink[node]! < uplink[busiest]! - 1) {
           uplink[busiest]!--;
           uplink[node]!++;

@@ -1,5 +1,5 @@
 import { check, ErrorText } from "./errors.ts";
-import type { NativeLibrary } from "./library.ts";
+import { type NativeLibrary, symbolsOf } from "./library.ts";
 import {
   engineConfig,
   engineInfo,
@@ -8,10 +8,14 @@ import {
 } from "./structs.ts";
 import type { ExpertWeights } from "./weights.ts";
 
-/** Transports of the native library. */
-export const TRANSPORTS = { pull: 1, nccl: 2 } as const;
-/** Name of a transport. */
-export type TransportName = keyof typeof TRANSPORTS;
+/** How bytes move: `pull` maps peers' memory, `nccl` sends and receives. */
+export type TransportName = "pull" | "nccl";
+
+/** `EPLB_TRANSPORT_*` */
+const TRANSPORTS: Readonly<Record<TransportName, number>> = {
+  pull: 1,
+  nccl: 2,
+};
 
 /** What a native engine is made of. */
 export interface NativeEngineOptions {
@@ -51,7 +55,7 @@ export class NativeEngine {
       locals: options.ranks.length,
       transport: TRANSPORTS[options.transport],
     });
-    const status = library.unsafeSymbols.eplb_engine_create(
+    const status = symbolsOf(library).eplb_engine_create(
       config,
       Int32Array.from(options.ranks),
       BigUint64Array.from(options.weights, (one) => one.unsafeHandle),
@@ -75,7 +79,7 @@ export class NativeEngine {
   describe(): { cellBytes: number; stagingBytes: number } {
     const error = new ErrorText();
     const { view, read } = engineInfo();
-    const status = this.#library.unsafeSymbols.eplb_engine_describe(
+    const status = symbolsOf(this.#library).eplb_engine_describe(
       this.#open("describe"),
       view,
       error.buffer,
@@ -92,7 +96,7 @@ export class NativeEngine {
     let blob = new Uint8Array(0);
     for (let attempt = 0;; attempt++) {
       const error = new ErrorText();
-      const status = this.#library.unsafeSymbols.eplb_engine_export(
+      const status = symbolsOf(this.#library).eplb_engine_export(
         handle,
         index,
         blob,
@@ -124,7 +128,7 @@ export class NativeEngine {
       offset += blob.length;
     }
     const error = new ErrorText();
-    const status = await this.#library.unsafeSymbols.eplb_engine_connect(
+    const status = await symbolsOf(this.#library).eplb_engine_connect(
       this.#open("connect"),
       all,
       BigUint64Array.from(blobs, (blob) => BigInt(blob.length)),
@@ -138,7 +142,7 @@ export class NativeEngine {
   /** Removes the names of shared memory; call when every rank is connected. */
   seal(): void {
     const error = new ErrorText();
-    const status = this.#library.unsafeSymbols.eplb_engine_seal(
+    const status = symbolsOf(this.#library).eplb_engine_seal(
       this.#open("connect"),
       error.buffer,
       error.capacity,
@@ -153,7 +157,7 @@ export class NativeEngine {
     const error = new ErrorText();
     const { view, read } = runResult();
     const bytes = new BigUint64Array(2 * this.#locals);
-    const status = await this.#library.unsafeSymbols.eplb_engine_run(
+    const status = await symbolsOf(this.#library).eplb_engine_run(
       this.#open("rearrange"),
       program,
       BigInt(program.length),
@@ -174,7 +178,7 @@ export class NativeEngine {
   async settle(batches: number): Promise<number> {
     const error = new ErrorText();
     const committed = new Uint32Array(1);
-    const status = await this.#library.unsafeSymbols.eplb_engine_settle(
+    const status = await symbolsOf(this.#library).eplb_engine_settle(
       this.#open("settle"),
       batches,
       committed,
@@ -189,7 +193,7 @@ export class NativeEngine {
   progress(): number {
     const error = new ErrorText();
     const batches = new Uint32Array(1);
-    const status = this.#library.unsafeSymbols.eplb_engine_progress(
+    const status = symbolsOf(this.#library).eplb_engine_progress(
       this.#open("read progress"),
       batches,
       error.buffer,
@@ -203,7 +207,7 @@ export class NativeEngine {
   abort(failedRank: number, reason: string): void {
     if (this.closed) return;
     const error = new ErrorText();
-    const status = this.#library.unsafeSymbols.eplb_engine_abort(
+    const status = symbolsOf(this.#library).eplb_engine_abort(
       this.#handle,
       failedRank,
       new TextEncoder().encode(`${reason}\0`),
@@ -219,7 +223,7 @@ export class NativeEngine {
     if (handle === 0n) return;
     this.#handle = 0n;
     const error = new ErrorText();
-    const status = await this.#library.unsafeSymbols.eplb_engine_destroy(
+    const status = await symbolsOf(this.#library).eplb_engine_destroy(
       handle,
       error.buffer,
       error.capacity,

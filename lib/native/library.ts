@@ -90,6 +90,9 @@ function tryOpen(path: string): Symbols | string {
   return symbols;
 }
 
+/** The raw C functions; only this folder calls them. */
+export let symbolsOf: (library: NativeLibrary) => Symbols;
+
 /**
  * The loaded `libeplb.so`.
  *
@@ -110,6 +113,10 @@ function tryOpen(path: string): Symbols | string {
  * ```
  */
 export class NativeLibrary {
+  static {
+    symbolsOf = (library) => library.#symbols;
+  }
+
   static readonly #opened = new Map<string, NativeLibrary>();
   readonly #symbols: Symbols;
   /** The file that was loaded. */
@@ -147,11 +154,6 @@ export class NativeLibrary {
         (list.join("") || " nothing, as HOME is not set"),
       tried,
     );
-  }
-
-  /** **UNSAFE**: the raw C functions. Handles and sizes are not checked for you. */
-  get unsafeSymbols(): Symbols {
-    return this.#symbols;
   }
 
   /** Version of the loaded library, such as "0.1.0". */

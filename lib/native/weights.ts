@@ -1,6 +1,6 @@
 import type { ExpertLayout } from "../weights/layout.ts";
 import { check, ErrorText } from "./errors.ts";
-import type { NativeLibrary } from "./library.ts";
+import { type NativeLibrary, symbolsOf } from "./library.ts";
 import { weightsConfig } from "./structs.ts";
 
 /** The size of one rank's expert memory. */
@@ -111,7 +111,7 @@ export class ExpertWeights implements Disposable {
       slots: this.slots,
       tensors: this.tensorBytes.length,
     });
-    const status = library.unsafeSymbols.eplb_weights_create(
+    const status = symbolsOf(library).eplb_weights_create(
       config,
       BigUint64Array.from(this.tensorBytes, BigInt),
       handle,
@@ -136,7 +136,7 @@ export class ExpertWeights implements Disposable {
   ): Promise<ExpertWeights> {
     const weights = new ExpertWeights(library, options);
     const error = new ErrorText();
-    const status = await library.unsafeSymbols.eplb_weights_allocate(
+    const status = await symbolsOf(library).eplb_weights_allocate(
       weights.#handle,
       options.shareable ? 1 : 0,
       error.buffer,
@@ -164,7 +164,7 @@ export class ExpertWeights implements Disposable {
     try {
       const table = registrationTable(weights, options.memory);
       const error = new ErrorText();
-      const status = library.unsafeSymbols.eplb_weights_register(
+      const status = symbolsOf(library).eplb_weights_register(
         weights.#handle,
         table,
         error.buffer,
@@ -195,7 +195,7 @@ export class ExpertWeights implements Disposable {
    */
   write(position: ExpertPosition, source: Uint8Array<ArrayBuffer>): void {
     const error = new ErrorText();
-    const status = this.#library.unsafeSymbols.eplb_weights_write(
+    const status = symbolsOf(this.#library).eplb_weights_write(
       this.unsafeHandle,
       position.layer,
       position.slot,
@@ -224,7 +224,7 @@ export class ExpertWeights implements Disposable {
     const bytes = target ??
       new Uint8Array(this.tensorBytes[position.tensor] ?? 0);
     const error = new ErrorText();
-    const status = this.#library.unsafeSymbols.eplb_weights_read(
+    const status = symbolsOf(this.#library).eplb_weights_read(
       this.unsafeHandle,
       position.layer,
       position.slot,
@@ -257,7 +257,7 @@ export class ExpertWeights implements Disposable {
       );
     }
     const error = new ErrorText();
-    const status = await this.#library.unsafeSymbols.eplb_weights_fill(
+    const status = await symbolsOf(this.#library).eplb_weights_fill(
       this.unsafeHandle,
       experts,
       BigInt(options.seed ?? 0),
@@ -278,7 +278,7 @@ export class ExpertWeights implements Disposable {
       2 * this.layers * this.slots * this.tensorBytes.length,
     );
     const error = new ErrorText();
-    const status = await this.#library.unsafeSymbols.eplb_weights_digest(
+    const status = await symbolsOf(this.#library).eplb_weights_digest(
       this.unsafeHandle,
       digests,
       error.buffer,
@@ -300,7 +300,7 @@ export class ExpertWeights implements Disposable {
     const error = new ErrorText();
     const address = new BigUint64Array(1);
     const stride = new BigUint64Array(1);
-    const status = this.#library.unsafeSymbols.eplb_weights_address(
+    const status = symbolsOf(this.#library).eplb_weights_address(
       this.unsafeHandle,
       layer,
       tensor,
@@ -317,7 +317,7 @@ export class ExpertWeights implements Disposable {
   close(): void {
     if (this.#handle === 0n) return;
     const error = new ErrorText();
-    const status = this.#library.unsafeSymbols.eplb_weights_destroy(
+    const status = symbolsOf(this.#library).eplb_weights_destroy(
       this.#handle,
       error.buffer,
       error.capacity,

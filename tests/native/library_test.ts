@@ -6,7 +6,7 @@ import {
 } from "@std/assert";
 import { join } from "@std/path";
 import { EplbLibraryError } from "../../lib/native/errors.ts";
-import { NativeLibrary } from "../../lib/native/library.ts";
+import { NativeLibrary, symbolsOf } from "../../lib/native/library.ts";
 import { STRUCTS } from "../../lib/native/structs.ts";
 import { SYMBOLS } from "../../lib/native/symbols.ts";
 import { library } from "../_native.ts";
@@ -33,9 +33,9 @@ Deno.test("SYMBOLS has every function of the header, with as many parameters", a
 
 Deno.test("structs have the size the library says", () => {
   for (const [name, { kind, bytes }] of Object.entries(STRUCTS)) {
-    assertEquals(library.unsafeSymbols.eplb_struct_size(kind), bytes, name);
+    assertEquals(symbolsOf(library).eplb_struct_size(kind), bytes, name);
   }
-  assertEquals(library.unsafeSymbols.eplb_struct_size(99), 0);
+  assertEquals(symbolsOf(library).eplb_struct_size(99), 0);
 });
 
 Deno.test("NativeLibrary.version is the package's", () => {

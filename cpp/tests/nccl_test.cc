@@ -1,0 +1,308 @@
+// SPDX-License-Identifier: Apache-2.0
+// The nccl transport, one rank per GPU, against the naive model. Needs two GPUs; skipped without.
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <thread>
+
+#include "ranks.h"
+
+using namespace ranks;
+
+namespace {
+
+constexpr int kSkipped = 77;  // SKIP_RETURN_CODE
+constexpr uint64_t kConnectMs = 120000;
+constexpr uint64_t kRunMs = 30000;
+
+const uint32_t kGpus = [] {
+  char why[1024] = "fewer than two CUDA devices";
+  int32_t count = 0, version = 0;
+  eplb_device_count(&count, why, sizeof(why));
+  if (count >= 2 && eplb_nccl_open(nullptr, &version, nullptr, 0, why, sizeof(why)) == EPLB_OK) {
+    std::printf("%d GPUs, NCCL %d\n", count, version);
+    return static_cast<uint32_t>(count);
+  }
+  std::printf("skipped: %s\n", why);
+  std::exit(kSkipped);
+}();
+
+template <class Task>
+void in_parallel(size_t count, Task task) {
+  std::vector<std::thread> threads;
+  for (size_t i = 0; i < count; ++i) threads.emplace_back([&task, i] { task(i); });
+  for (std::thread& thread : threads) thread.join();
+}
+
+class GpuWeights {
+ public:
+  GpuWeights(const Shape& shape, int32_t ordinal) {
+    const eplb_weights_config config = {sizeof(config), 1, ordinal, shape.layers, shape.slots,
+                                        shape.tensors()};
+    MUST(eplb_weights_create, &config, shape.tensor_bytes.data(), &handle_);
+    MUST(eplb_weights_allocate, handle_, 0u);
+  }
+  GpuWeights(GpuWeights&& other) noexcept : handle_(other.handle_) { other.handle_ = 0; }
+  GpuWeights& operator=(GpuWeights&&) = delete;
+  ~GpuWeights() {
+    if (handle_ != 0) eplb_weights_destroy(handle_, nullptr, 0);
+  }
+  eplb_handle handle() const { return handle_; }
+
+ private:
+  eplb_handle handle_ = 0;
+};
+
+struct Options {
+  uint32_t cells = 1, sets = 1;
+  uint64_t small_bytes = 0;
+  bool engine_per_rank = false;  // as if every rank were a process of its own
+};
+
+// One rank per GPU.
+struct GpuWorld {
+  GpuWorld(const Shape& shape, const Options& options) : shape(shape) {
+    for (uint32_t rank = 0; rank < kGpus; ++rank) {
+      weights.emplace_back(shape, static_cast<int32_t>(rank));
+    }
+    const uint32_t locals = options.engine_per_rank ? 1 : kGpus;
+    for (uint32_t first = 0; first < kGpus; first += locals) {
+      eplb_engine_config config = engine_config(kGpus, locals, options.cells, options.sets);
+      config.transport = EPLB_TRANSPORT_NCCL;
+      config.small_bytes = options.small_bytes;
+      std::vector<int32_t> ranks;
+      std::vector<eplb_handle> handles;
+      for (uint32_t rank = first; rank < first + locals; ++rank) {
+        ranks.push_back(static_cast<int32_t>(rank));
+        handles.push_back(weights[rank].handle());
+      }
+      engines.emplace_back(config, ranks, handles);
+      for (uint32_t i = 0; i < locals; ++i) blobs.push_back(engines.back().blob(i));
+    }
+  }
+
+  void connect_all() {
+    std::vector<Outcome> outcomes(engines.size());
+    in_parallel(engines.size(),
+                [&](size_t i) { outcomes[i] = connect(engines[i], blobs, kConnectMs); });
+    for (const Outcome& outcome : outcomes) CHECK_EQ(outcome.error, "");
+  }
+
+  std::vector<RunReport> run_all(const Script& script) const {
+    std::vector<RunReport> reports(engines.size());
+    in_parallel(engines.size(), [&](size_t i) { reports[i] = run(engines[i], script, kRunMs); });
+    return reports;
+  }
+
+  std::vector<Bytes> fill(std::mt19937_64& random) const {
+    std::vector<Bytes> all;
+    for (const GpuWeights& own : weights) {
+      all.push_back(random_bytes(shape, random));
+      for_each_tensor([&](uint32_t layer, uint32_t slot, uint32_t tensor, uint64_t offset) {
+        MUST(eplb_weights_write, own.handle(), layer, slot, tensor, uint64_t{0},
+             static_cast<const void*>(&all.back()[layer * shape.slots + slot][offset]),
+             shape.tensor_bytes[tensor]);
+      });
+    }
+    return all;
+  }
+
+  std::vector<Bytes> memory() const {
+    std::vector<Bytes> all;
+    for (const GpuWeights& own : weights) {
+      all.emplace_back(shape.layers * shape.slots, std::string(shape.expert_bytes(), '\0'));
+      for_each_tensor([&](uint32_t layer, uint32_t slot, uint32_t tensor, uint64_t offset) {
+        MUST(eplb_weights_read, own.handle(), layer, slot, tensor, uint64_t{0},
+             static_cast<void*>(&all.back()[layer * shape.slots + slot][offset]),
+             shape.tensor_bytes[tensor]);
+      });
+    }
+    return all;
+  }
+
+  void expect(const std::vector<Bytes>& expected, const std::string& what) const {
+    const std::vector<Bytes> actual = memory();
+    for (size_t rank = 0; rank < actual.size(); ++rank) {
+      for (size_t i = 0; i < actual[rank].size(); ++i) {
+        if (actual[rank][i] == expected[rank][i]) continue;
+        check::fail(__FILE__, __LINE__, what, ": rank ", rank, ", layer ", i / shape.slots,
+                    ", slot ", i % shape.slots, " differs");
+      }
+    }
+  }
+
+  Shape shape;
+  std::vector<GpuWeights> weights;
+  std::vector<Engine> engines;
+  std::vector<std::vector<char>> blobs;
+
+ private:
+  template <class Visit>
+  void for_each_tensor(Visit visit) const {
+    for (uint32_t layer = 0; layer < shape.layers; ++layer) {
+      for (uint32_t slot = 0; slot < shape.slots; ++slot) {
+        uint64_t offset = 0;
+        for (uint32_t tensor = 0; tensor < shape.tensors(); ++tensor) {
+          visit(layer, slot, tensor, offset);
+          offset += shape.tensor_bytes[tensor];
+        }
+      }
+    }
+  }
+};
+
+uint32_t count(const Script& script) { return static_cast<uint32_t>(script.batches.size()); }
+
+TEST("eplb_engine_run() puts every expert where the naive model puts it") {
+  std::mt19937_64 random(1);
+  const std::vector<Shape> shapes = {
+      {3, 2, {8}},                                 // one tensor, nothing to align
+      {7, 5, {1, 17, 4096, 100003}},               // sizes that are no multiples of anything
+      {12, 9, {2 << 20, 1 << 20, 7168, 3584}},     // proportions of a quantized expert
+  };
+  for (const Shape& shape : shapes) {
+    const uint64_t most = *std::max_element(shape.tensor_bytes.begin(), shape.tensor_bytes.end());
+    for (const uint64_t small_bytes : {uint64_t{0}, uint64_t{8192}, most}) {
+      for (const uint32_t sets : {1u, 2u}) {
+        const uint32_t cells = 1 + static_cast<uint32_t>(random() % shape.slots);
+        GpuWorld world(shape, {cells, sets, small_bytes, sets == 1});
+        world.connect_all();
+        std::vector<Bytes> expected = world.fill(random);
+        for (int i = 0; i < 4; ++i) {  // one communicator, one program after the other
+          const Script script = random_script(shape, kGpus, cells, random);
+          for (const RunReport& report : world.run_all(script)) {
+            CHECK_EQ(report.outcome.error, "");
+            CHECK_EQ(report.result.committed_batches, count(script));
+          }
+          expected = script.apply(expected, count(script));
+        }
+        world.expect(expected, "after four runs");
+      }
+    }
+  }
+}
+
+TEST("eplb_engine_run() swaps slots, and sends one slot to many") {
+  std::mt19937_64 random(2);
+  const Shape shape = {1, 3, {1 << 20, 100}};
+  Script script{shape, kGpus, {{0, 1}}, {}};
+  for (int32_t rank = 1; rank < static_cast<int32_t>(kGpus); ++rank) {
+    // Slot 0 of rank 0 goes everywhere, over what rank 0 gets from there at the same time.
+    script.ops.push_back({0, 0, 0, EPLB_OP_SEND, 0, 0, rank, 0});
+    script.ops.push_back({0, 0, rank, EPLB_OP_RECEIVE, 0, 0, 0, 0});
+    script.ops.push_back({0, 0, rank, EPLB_OP_DUPLICATE, 0, 2, rank, 0});
+  }
+  script.ops.push_back({0, 0, 1, EPLB_OP_SEND, 0, 0, 0, 0});
+  script.ops.push_back({0, 0, 0, EPLB_OP_RECEIVE, 0, 0, 1, 0});
+  script.ops.push_back({0, 0, 0, EPLB_OP_COPY, 0, 1, 0, 2});
+  script.ops.push_back({0, 0, 0, EPLB_OP_COPY, 0, 2, 0, 1});
+  GpuWorld world(shape, {3, 1, 4096, false});
+  world.connect_all();
+  const std::vector<Bytes> before = world.fill(random);
+  const RunReport report = world.run_all(script)[0];
+  CHECK_EQ(report.outcome.error, "");
+  world.expect(script.apply(before, 1), "after a run");
+  CHECK_EQ(report.rank_bytes[0], shape.expert_bytes());                // into rank 0
+  CHECK_EQ(report.rank_bytes[1], (kGpus - 1) * shape.expert_bytes());  // out of it
+  CHECK_EQ(report.rank_bytes[2], shape.expert_bytes());
+  CHECK_EQ(report.rank_bytes[3], shape.expert_bytes());
+}
+
+TEST("eplb_engine_abort() at any moment ends the run soon and leaves whole batches") {
+  std::mt19937_64 random(3);
+  const Shape shape = {24, 4, {2 << 20, 7168, 3}};
+  uint32_t partial = 0;
+  for (int i = 0; i < 16; ++i) {
+    GpuWorld world(shape, {4, 1 + static_cast<uint32_t>(i % 2), 8192, false});
+    world.connect_all();
+    const std::vector<Bytes> before = world.fill(random);
+    const Script script = random_script(shape, kGpus, 4, random);
+    const eplb_handle engine = world.engines[0].handle();
+    const auto delay = std::chrono::microseconds(random() % 6000);
+    const auto start = std::chrono::steady_clock::now();
+    std::thread killer([&] {
+      std::this_thread::sleep_for(delay);
+      eplb_engine_abort(engine, -1, "test", nullptr, 0);
+    });
+    const RunReport report = world.run_all(script)[0];
+    killer.join();
+    const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
+    CHECK(took.count() < 5);
+    const uint32_t committed = report.result.committed_batches;
+    if (report.outcome.status == EPLB_OK) {
+      CHECK_EQ(committed, count(script));
+    } else {
+      CHECK_EQ(report.outcome.status, EPLB_ABORTED);
+      partial += committed > 0 && committed < count(script) ? 1 : 0;
+    }
+    world.expect(script.apply(before, committed), "after an abort");
+  }
+  std::printf("  %u of 16 runs were ended halfway\n", partial);
+}
+
+// What a rank that aborts leaves behind in NCCL's buffers must not pass for the bytes of a batch.
+TEST("eplb_engine_settle() brings ranks together after one of them aborted") {
+  std::mt19937_64 random(4);
+  const Shape shape = {24, 4, {4 << 20, 7168, 3}};
+  uint32_t partial = 0, settled = 0;
+  for (int i = 0; i < 16; ++i) {
+    GpuWorld world(shape, {4, 1 + static_cast<uint32_t>(i % 2), 8192, true});
+    world.connect_all();
+    const std::vector<Bytes> before = world.fill(random);
+    const Script script = random_script(shape, kGpus, 4, random);
+    const auto delay = std::chrono::microseconds(random() % 10000);
+    std::vector<RunReport> reports(kGpus);
+    in_parallel(kGpus + 1, [&](size_t rank) {
+      if (rank < kGpus) {
+        reports[rank] = run(world.engines[rank], script, 3000);
+      } else {
+        std::this_thread::sleep_for(delay);
+        eplb_engine_abort(world.engines[0].handle(), -1, "test", nullptr, 0);
+      }
+    });
+    uint32_t most = 0, least = count(script);
+    for (const RunReport& report : reports) {
+      most = std::max(most, report.result.committed_batches);
+      least = std::min(least, report.result.committed_batches);
+    }
+    partial += most > 0 && most < count(script) ? 1 : 0;
+    settled += least < most ? 1 : 0;
+    for (const Engine& engine : world.engines) {
+      uint32_t committed = 0;
+      MUST(eplb_engine_settle, engine.handle(), most, &committed);
+      CHECK_EQ(committed, most);
+    }
+    world.expect(script.apply(before, most), "after settling");
+  }
+  std::printf("  %u of 16 runs were ended halfway, %u had to be settled\n", partial, settled);
+}
+
+TEST("eplb_engine_run() ends at its time limit when a peer does not come") {
+  std::mt19937_64 random(5);
+  const Shape shape = {2, 2, {1 << 20, 9}};
+  GpuWorld world(shape, {2, 2, 16, true});
+  world.connect_all();
+  const std::vector<Bytes> before = world.fill(random);
+  Script script{shape, kGpus, {{0, 2}}, {}};
+  script.ops = {{0, 0, 1, EPLB_OP_SEND, 0, 0, 0, 1}, {0, 0, 0, EPLB_OP_RECEIVE, 0, 1, 1, 0}};
+  const auto start = std::chrono::steady_clock::now();
+  const RunReport report = run(world.engines[0], script, 500);
+  const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
+  CHECK_EQ(report.outcome.status, EPLB_TIMEOUT);
+  CHECK_EQ(report.result.committed_batches, 0u);
+  CHECK(took.count() >= 0.5 && took.count() < 5);
+  world.expect(before, "after a timeout");
+}
+
+TEST("eplb_engine_connect() ends at its time limit when a peer does not come") {
+  const Shape shape = {1, 1, {8}};
+  GpuWorld world(shape, {1, 1, 0, true});
+  const auto start = std::chrono::steady_clock::now();
+  const Outcome outcome = connect(world.engines[0], world.blobs, 1000);
+  const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
+  CHECK_EQ(outcome.status, EPLB_TIMEOUT);
+  CHECK(took.count() < 10);
+}
+
+}  // namespace
