@@ -22,6 +22,8 @@ export interface RankTask {
   readonly words: readonly number[];
   readonly steps: number;
   readonly timeout: number;
+  /** GPUs, one per rank; default: host memory. */
+  readonly cuda?: boolean;
   /** This rank is given another target map in this step. */
   readonly strayFrom?: number;
 }
@@ -65,6 +67,7 @@ async function runRank(task: RankTask): Promise<RankReport> {
     layout,
     layers,
     slots: slotsPerRank,
+    device: task.cuda ? identity.localRank : "host",
     shareable: true,
   });
   fill(weights, rank, { task, placement: start });

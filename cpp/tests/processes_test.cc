@@ -1,0 +1,219 @@
+// SPDX-License-Identifier: Apache-2.0
+// Several processes that pull from each other, some of which are killed. Every process of a job runs
+// the same program text; blobs and results go through memory that the forked processes share.
+#include <signal.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cstring>
+#include <functional>
+
+#include "ranks.h"
+
+using namespace ranks;
+
+namespace {
+
+constexpr uint32_t kWorld = 3;
+constexpr size_t kMostBlobBytes = 16384;
+
+// What the processes of one job share.
+struct Board {
+  struct Entry {
+    std::atomic<uint32_t> round;  // the last engine whose blob is here
+    uint64_t bytes;
+    char blob[kMostBlobBytes];
+    int32_t status;
+    uint32_t committed;
+    std::atomic<uint32_t> phase;
+    char error[512];
+  } ranks[kWorld];
+};
+
+class SharedBoard {
+ public:
+  SharedBoard()
+      : board_(static_cast<Board*>(::mmap(nullptr, sizeof(Board), PROT_READ | PROT_WRITE,
+                                          MAP_SHARED | MAP_ANONYMOUS, -1, 0))) {}
+  ~SharedBoard() { ::munmap(board_, sizeof(Board)); }
+  Board* operator->() const { return board_; }
+
+ private:
+  Board* board_;
+};
+
+template <class Condition>
+void await(Condition condition) {
+  for (int i = 0; i < 20000; ++i) {
+    if (condition()) return;
+    ::usleep(500);
+  }
+  check::fail(__FILE__, __LINE__, "another process did not come");
+}
+
+// Exchanges blobs among `members` (by new rank; values are places on the board) and connects.
+Outcome join(const SharedBoard& board, const Engine& engine, uint32_t place, uint32_t round,
+             const std::vector<uint32_t>& members) {
+  const std::vector<char> own = engine.blob(0);
+  CHECK(own.size() <= kMostBlobBytes);
+  std::memcpy(board->ranks[place].blob, own.data(), own.size());
+  board->ranks[place].bytes = own.size();
+  board->ranks[place].round = round;
+  std::vector<std::vector<char>> blobs;
+  for (const uint32_t member : members) {
+    const Board::Entry& entry = board->ranks[member];
+    await([&] { return entry.round == round; });
+    blobs.emplace_back(entry.blob, entry.blob + entry.bytes);
+  }
+  return connect(engine, blobs);
+}
+
+void enter_phase(const SharedBoard& board, uint32_t place, uint32_t phase,
+                 const std::vector<uint32_t>& members) {
+  board->ranks[place].phase = phase;
+  for (const uint32_t member : members) {
+    await([&] { return board->ranks[member].phase >= phase; });
+  }
+}
+
+// Forks one process per rank. A failed check in one is its exit code.
+std::vector<pid_t> start(const std::function<void(uint32_t rank)>& body) {
+  std::vector<pid_t> pids;
+  for (uint32_t rank = 0; rank < kWorld; ++rank) {
+    std::fflush(stdout);
+    const pid_t pid = ::fork();
+    if (pid == 0) {
+      try {
+        body(rank);
+        ::_exit(0);
+      } catch (const std::exception& error) {
+        std::fprintf(stderr, "  process of rank %u: %s\n", rank, error.what());
+        ::_exit(1);
+      }
+    }
+    pids.push_back(pid);
+  }
+  return pids;
+}
+
+int wait_for(pid_t pid) {
+  int status = -1;
+  ::waitpid(pid, &status, 0);
+  return status;
+}
+
+const std::vector<uint32_t> kAll = {0, 1, 2};
+
+// The memory of all ranks before anything moves, the same in every process.
+std::vector<Bytes> initial_memory(const Shape& shape, uint64_t seed) {
+  std::mt19937_64 random(seed);
+  std::vector<Bytes> memory;
+  for (uint32_t rank = 0; rank < kWorld; ++rank) memory.push_back(random_bytes(shape, random));
+  return memory;
+}
+
+TEST("three processes pull from each other, run after run, and leave /dev/shm clean") {
+  const std::vector<std::string> names = shared_memory_names();
+  const Shape shape = {6, 3, {8, 1, 5000}};
+  const SharedBoard board;
+  const std::vector<pid_t> pids = start([&](uint32_t rank) {
+    const Weights weights(shape, Memory::kShared);
+    std::vector<Bytes> expected = initial_memory(shape, 1);
+    write_all(weights, shape, expected[rank]);
+    const Engine engine(engine_config(kWorld, 1, 3, 2), {static_cast<int32_t>(rank)},
+                        {weights.handle()});
+    CHECK_EQ(join(board, engine, rank, 1, kAll).error, "");
+    enter_phase(board, rank, 1, kAll);
+    MUST(eplb_engine_seal, engine.handle());
+    enter_phase(board, rank, 2, kAll);
+    CHECK(shared_memory_names() == names);
+    std::mt19937_64 random(2);
+    for (int i = 0; i < 10; ++i) {
+      const Script script = random_script(shape, kWorld, 3, random);
+      CHECK_EQ(run(engine, script).outcome.error, "");
+      expected = script.apply(expected, static_cast<uint32_t>(script.batches.size()));
+      CHECK(read_all(weights, shape) == expected[rank]);
+    }
+  });
+  for (const pid_t pid : pids) CHECK_EQ(wait_for(pid), 0);
+  CHECK(shared_memory_names() == names);
+}
+
+// Kills one process at a random moment of a run; the others must agree with each other, with the
+// model, and go on with new engines on the weights that they have.
+void kill_one(uint64_t seed, uint32_t victim, std::vector<uint32_t>& committed_counts) {
+  const std::vector<std::string> names = shared_memory_names();
+  const Shape shape = {10, 3, {8, 20000}};
+  const SharedBoard board;
+  std::mt19937_64 random(seed);
+  const Script script = random_script(shape, kWorld, 3, random);
+  const uint32_t moment = static_cast<uint32_t>(random() % (script.batches.size() + 1));
+  const uint64_t spins = random() % 20000;
+  std::vector<uint32_t> survivors = kAll;
+  survivors.erase(survivors.begin() + victim);
+  const std::vector<pid_t> pids = start([&](uint32_t rank) {
+    const Weights weights(shape, Memory::kShared);
+    const std::vector<Bytes> before = initial_memory(shape, seed);
+    write_all(weights, shape, before[rank]);
+    uint32_t committed = 0;
+    {
+      const Engine engine(engine_config(kWorld, 1, 3, 1 + seed % 2), {static_cast<int32_t>(rank)},
+                          {weights.handle()});
+      CHECK_EQ(join(board, engine, rank, 1, kAll).error, "");
+      enter_phase(board, rank, 1, kAll);
+      MUST(eplb_engine_seal, engine.handle());
+      enter_phase(board, rank, 2, kAll);
+      if (rank == victim) {  // dies of a signal while its run is going on
+        const pid_t self = ::getpid();
+        const pid_t killer = ::fork();
+        if (killer == 0) {
+          await([&] { return board->ranks[survivors[0]].phase >= 3; });
+          for (std::atomic<uint64_t> i{0}; i < spins; ++i) {
+          }
+          ::kill(self, SIGKILL);
+          ::_exit(0);
+        }
+      }
+      RunReport report;
+      if (rank == survivors[0]) {
+        // Says when the run has come to the moment; its own process is the one that can see that.
+        struct Watch {
+          static void* look(void*);
+        };
+        board->ranks[rank].phase = moment == 0 ? 3 : 2;
+      }
+      report = run(engine, script, 400);
+      board->ranks[rank].phase = 3;
+      committed = report.result.committed_batches;
+      board->ranks[rank].status = report.outcome.status;
+      board->ranks[rank].committed = committed;
+      CHECK(read_all(weights, shape) == script.apply(before, committed)[rank]);
+    }
+    if (rank == victim) {
+      await([] { return false; });
+    }
+    // The survivors go on as a world of two, on the weights that they have.
+    enter_phase(board, rank, 4, survivors);
+    const int32_t place = rank == survivors[0] ? 0 : 1;
+    const Engine next(engine_config(2, 1, 3, 1), {place}, {weights.handle()});
+    CHECK_EQ(join(board, next, rank, 2, survivors).error, "");
+    Script swap{shape, 2, {{0, 10}}, {}};
+    swap.ops = {{0, 0, 0, EPLB_OP_SEND, 4, 1, 1, 2}, {0, 0, 1, EPLB_OP_RECEIVE, 4, 2, 0, 1}};
+    CHECK_EQ(run(next, swap).outcome.error, "");
+    std::vector<Bytes> expected = script.apply(before, committed);
+    if (place == 1) expected[rank][4 * 3 + 2] = expected[survivors[0]][4 * 3 + 1];
+    CHECK(read_all(weights, shape) == expected[rank]);
+    enter_phase(board, rank, 5, survivors);
+  });
+  CHECK(WIFSIGNALED(wait_for(pids[victim])));
+  for (const uint32_t rank : survivors) CHECK_EQ(wait_for(pids[rank]), 0);
+  const Board::Entry &a = board->ranks[survivors[0]], &b = board->ranks[survivors[1]];
+  CHECK_EQ(a.committed, b.committed);
+  CHECK_EQ(a.status == EPLB_OK, b.status == EPLB_OK);
+  CHECK(shared_memory_names() == names);
+  committed_counts.push_back(a.committed);
+}
+
+}  // namespace

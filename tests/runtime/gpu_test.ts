@@ -1,0 +1,262 @@
+// The GPU part of the suite: one rank per GPU, in one process and in several.
+
+import {
+  assert,
+  assertEquals,
+  assertRejects,
+  assertStringIncludes,
+} from "@std/assert";
+import { StoreServer } from "../../lib/cluster/store_server.ts";
+import { ExpertWeights } from "../../lib/native/weights.ts";
+import { Placement } from "../../lib/placement.ts";
+import { SeededRandom } from "../../lib/random.ts";
+import { Engine } from "../../lib/runtime/engine.ts";
+import { RearrangeError } from "../../lib/runtime/errors.ts";
+import { Topology } from "../../lib/topology.ts";
+import { ExpertLayout } from "../../lib/weights/layout.ts";
+import { library } from "../_native.ts";
+import { startRanks } from "./_job.ts";
+import type { RankReport, RankTask } from "./_rank_process.ts";
+
+const STEPS = Number(Deno.env.get("EPLB_TEST_STEPS") ?? 200);
+const gpus = library.devices().devices.length;
+const ignore = gpus < 2;
+if (ignore) {
+  // deno-lint-ignore no-console -- a skipped suite should say so
+  console.log(`GPU tests need two GPUs, this machine has ${gpus}: skipped`);
+}
+
+/** Sizes that take every path: tiny, unaligned, packed, sent on their own. */
+const layout = new ExpertLayout([
+  { name: "id", dtype: "U8", shape: [4] },
+  { name: "odd", dtype: "U8", shape: [1003] },
+  { name: "small", dtype: "U8", shape: [7168] },
+  { name: "large", dtype: "U8", shape: [300_000] },
+]);
+const shape = { layers: 6, ranks: gpus, slotsPerRank: 5, experts: 7 };
+
+function columns(placement: Placement, rank: number): Int32Array<ArrayBuffer> {
+  const { layers, slots, slotsPerRank, physicalToLogical } = placement;
+  const own = new Int32Array(layers * slotsPerRank);
+  for (let layer = 0; layer < layers; layer++) {
+    const begin = layer * slots + rank * slotsPerRank;
+    const row = physicalToLogical.subarray(begin, begin + slotsPerRank);
+    own.set(row, layer * slotsPerRank);
+  }
+  return own;
+}
+
+/** Weights on every GPU, filled as the placement says. */
+async function fill(
+  placement: Placement,
+  device: (rank: number) => number | "host",
+  of = layout,
+): Promise<ExpertWeights[]> {
+  return await Promise.all(
+    Array.from({ length: placement.ranks }, async (_, rank) => {
+      const weights = await ExpertWeights.allocate(library, {
+        layout: of,
+        layers: placement.layers,
+        slots: placement.slotsPerRank,
+        device: device(rank),
+      });
+      await weights.fill(columns(placement, rank), { seed: 5 });
+      return weights;
+    }),
+  );
+}
+
+/** Compares every byte with host memory that was filled from the map directly. */
+async function assertHolds(
+  weights: readonly ExpertWeights[],
+  placement: Placement,
+): Promise<void> {
+  const expected = await fill(placement, () => "host", weights[0]!.layout);
+  for (const [rank, one] of weights.entries()) {
+    for (let layer = 0; layer < placement.layers; layer++) {
+      for (let slot = 0; slot < placement.slotsPerRank; slot++) {
+        one.tensorBytes.forEach((_, tensor) => {
+          const at = { layer, slot, tensor };
+          assertEquals(one.read(at), expected[rank]!.read(at));
+        });
+      }
+    }
+  }
+  expected.forEach((one) => one.close());
+}
+
+Deno.test({
+  name: "fill() and digest() on a GPU equal those on the host",
+  ignore,
+  async fn() {
+    const placement = Placement.random({ ...shape, seed: 1 });
+    const onGpus = await fill(placement, (rank) => rank);
+    const onHost = await fill(placement, () => "host");
+    for (const [rank, one] of onGpus.entries()) {
+      assertEquals(await one.digest(), await onHost[rank]!.digest());
+    }
+    await assertHolds(onGpus, placement);
+    [...onGpus, ...onHost].forEach((one) => one.close());
+  },
+});
+
+for (
+  const options of [
+    { name: "defaults" },
+    { name: "one staging set", staging: { sets: 1 } },
+    { name: "groups of few operations", maxOpsPerGroup: 4 },
+    { name: "nothing packed", smallBytes: 0 },
+    { name: "everything packed", smallBytes: 1 << 20 },
+    { name: "few thread blocks", maxCtas: 4 },
+  ] as const
+) {
+  Deno.test({
+    name:
+      `nccl: chains of random maps end bit for bit where they should: ${options.name}`,
+    ignore,
+    async fn() {
+      const start = Placement.contiguous(shape);
+      const weights = await fill(start, (rank) => rank);
+      const { name: _, ...engineOptions } = options;
+      const engine = await Engine.connect({
+        library,
+        weights,
+        placement: start,
+        topology: Topology.uniform({ ranks: gpus, nodes: 1 }),
+        ...engineOptions,
+      });
+      assertEquals(engine.transport, "nccl");
+      for (let step = 0; step < STEPS; step++) {
+        const to = Placement.random({ ...shape, seed: step + 1 });
+        const sources = step % 2 === 0 ? "balanced" : "chunked";
+        const verify = step % 10 === 0;
+        const result = await engine.rearrange(to, { sources, verify });
+        assertEquals(result.mismatches, []);
+        if (step % 50 === 0) await assertHolds(weights, to);
+      }
+      await assertHolds(weights, engine.placement);
+      await engine.close();
+      weights.forEach((one) => one.close());
+    },
+  });
+}
+
+Deno.test({
+  name: "nccl: an aborted rearrangement keeps weights and maps equal",
+  ignore,
+  async fn() {
+    const large = new ExpertLayout([
+      { name: "w", dtype: "U8", shape: [8 << 20] },
+      { name: "s", dtype: "U8", shape: [512] },
+    ]);
+    const sizes = { layers: 40, ranks: gpus, slotsPerRank: 4, experts: 6 };
+    const random = new SeededRandom(3);
+    let placement = Placement.contiguous(sizes);
+    const weights = await fill(placement, (rank) => rank, large);
+    let partly = 0;
+    for (let round = 0; round < 10; round++) {
+      const engine = await Engine.connect({
+        library,
+        weights,
+        placement,
+        topology: Topology.uniform({ ranks: gpus, nodes: 1 }),
+      });
+      const to = Placement.random({ ...sizes, seed: round });
+      const controller = new AbortController();
+      const timer = setTimeout(() => controller.abort(), 1 + random.below(8));
+      try {
+        await engine.rearrange(to, { signal: controller.signal });
+      } catch (error) {
+        assert(error instanceof RearrangeError, String(error));
+        if (error.committedLayers > 0 && error.committedLayers < 40) partly++;
+      }
+      clearTimeout(timer);
+      placement = engine.placement;
+      await engine.close();
+      const onHost = await fill(placement, () => "host", large);
+      for (const [rank, one] of weights.entries()) {
+        assertEquals(await one.digest(), await onHost[rank]!.digest());
+      }
+      onHost.forEach((one) => one.close());
+    }
+    weights.forEach((one) => one.close());
+    assert(partly > 0, "no abort came while layers were being moved");
+  },
+});
+
+Deno.test({
+  name: "nccl: two ranks on one GPU are refused",
+  ignore,
+  async fn() {
+    const start = Placement.contiguous({ ...shape, ranks: 2 });
+    const weights = await fill(start, () => 0);
+    await assertRejects(
+      () =>
+        Engine.connect({
+          library,
+          weights,
+          placement: start,
+          topology: Topology.uniform({ ranks: 2, nodes: 1 }),
+        }),
+      RangeError,
+      "two ranks share a GPU",
+    );
+    weights.forEach((one) => one.close());
+  },
+});
+
+const task: RankTask = {
+  layers: 4,
+  slotsPerRank: 5,
+  experts: 7,
+  nodes: 1,
+  words: [1, 300, 200_000],
+  steps: 50,
+  timeout: 60_000,
+  cuda: true,
+};
+
+async function runAll(
+  all: RankTask,
+  victim?: { rank: number; after: number },
+): Promise<(RankReport | undefined)[]> {
+  await using server = StoreServer.listen({ worldSize: gpus, token: "t" });
+  const ranks = startRanks(server, all);
+  if (victim !== undefined) {
+    await Promise.all(ranks.map(({ ready }) => ready));
+    await new Promise((resolve) => setTimeout(resolve, victim.after));
+    ranks[victim.rank]!.child.kill("SIGKILL");
+  }
+  return await Promise.all(ranks.map(({ report }) => report));
+}
+
+Deno.test({
+  name: "nccl: one process per rank",
+  ignore,
+  async fn() {
+    for (const report of await runAll(task)) {
+      assertEquals(report?.error, undefined);
+      assertEquals([report?.steps, report?.wrongWords], [50, 0]);
+    }
+  },
+});
+
+Deno.test({
+  name:
+    "nccl: kill -9 of a rank gives the others an error that names it, and loses nothing",
+  ignore,
+  async fn() {
+    const endless = { ...task, steps: 1_000_000, timeout: 20_000 };
+    for (let round = 0; round < 4; round++) {
+      const rank = round % gpus;
+      const reports = await runAll(endless, { rank, after: 100 + 150 * round });
+      assertEquals(reports[rank], undefined);
+      for (const report of reports) {
+        if (report === undefined) continue;
+        assertEquals(report.failedRank, rank, report.error);
+        assertStringIncludes(report.error!, `rank ${rank}`);
+        assertEquals(report.wrongWords, 0);
+      }
+    }
+  },
+});
