@@ -88,7 +88,7 @@ async function assertHolds(
 Deno.test({
   name: "fill() and digest() on a GPU equal those on the host",
   ignore,
-  async fn() {
+  fn: async () => {
     const placement = Placement.random({ ...shape, seed: 1 });
     const onGpus = await fill(placement, (rank) => rank);
     const onHost = await fill(placement, () => "host");
@@ -114,7 +114,7 @@ for (
     name:
       `nccl: chains of random maps end bit for bit where they should: ${options.name}`,
     ignore,
-    async fn() {
+    fn: async () => {
       const start = Placement.contiguous(shape);
       const weights = await fill(start, (rank) => rank);
       const { name: _, ...engineOptions } = options;
@@ -144,7 +144,7 @@ for (
 Deno.test({
   name: "nccl: an aborted rearrangement keeps weights and maps equal",
   ignore,
-  async fn() {
+  fn: async () => {
     const large = new ExpertLayout([
       { name: "w", dtype: "U8", shape: [8 << 20] },
       { name: "s", dtype: "U8", shape: [512] },
@@ -187,7 +187,7 @@ Deno.test({
 Deno.test({
   name: "nccl: two ranks on one GPU are refused",
   ignore,
-  async fn() {
+  fn: async () => {
     const start = Placement.contiguous({ ...shape, ranks: 2 });
     const weights = await fill(start, () => 0);
     await assertRejects(
@@ -233,7 +233,7 @@ async function runAll(
 Deno.test({
   name: "nccl: one process per rank",
   ignore,
-  async fn() {
+  fn: async () => {
     for (const report of await runAll(task)) {
       assertEquals(report?.error, undefined);
       assertEquals([report?.steps, report?.wrongWords], [50, 0]);
@@ -245,7 +245,7 @@ Deno.test({
   name:
     "nccl: kill -9 of a rank gives the others an error that names it, and loses nothing",
   ignore,
-  async fn() {
+  fn: async () => {
     const endless = { ...task, steps: 1_000_000, timeout: 20_000 };
     for (let round = 0; round < 4; round++) {
       const rank = round % gpus;
