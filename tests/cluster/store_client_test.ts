@@ -458,16 +458,22 @@ Deno.test("gatherSurvivors() that runs out of time names who has not posted", as
 Deno.test("close() is no failure unless someone waits for the rank", async () => {
   await using world = await startWorld(3);
   const [zero, one, two] = world.clients;
-  const gathers = world.clients.map((client) => client.gather("a"));
-  // Who leaves after posting is not waited for.
-  await gathers[2];
+  // Who leaves after posting is not waited for, and has posted all the same.
+  const posted = assertRejects(() => two!.gather("a", bytes(2)));
   await two!.close();
-  await Promise.all(gathers);
+  await posted;
+  const gathers = [zero!, one!].map((rank) =>
+    rank.gather("a", bytes(rank.rank))
+  );
+  for (const seen of await Promise.all(gathers)) {
+    assertEquals(seen, [bytes(0), bytes(1), bytes(2)]);
+  }
+  const late = zero!.gatherSurvivors("b", bytes(), { timeout: 1 });
   const failed = await Promise.race([
     world.server.failure,
-    zero!.gatherSurvivors("x", bytes(), { timeout: 1 }).catch(() => "none"),
+    late.catch(({ missing }) => missing),
   ]);
-  assertEquals(failed, "none");
+  assertEquals(failed, [1]);
   await assertRejects(
     () => one!.gather("b"),
     RankFailureError,
