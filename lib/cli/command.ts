@@ -7,12 +7,14 @@ import type { Terminal } from "./terminal.ts";
 export interface Flag {
   /** Name without the dashes, kebab-case. */
   readonly name: string;
-  /** What follows the name, such as "N" or "DIR"; a flag without it is a switch. */
+  /** What follows the name, such as "N" or "DIR"; a switch has none. */
   readonly value?: string;
-  /** How the value is read. */
+  /** How the value is read; every number must be above 0. */
   readonly type: "switch" | "text" | "count" | "number" | "bytes";
-  /** The values allowed; "prefix:" allows anything after the prefix. */
+  /** The values allowed. */
   readonly choices?: readonly string[];
+  /** The largest number allowed; that of an int32 for counts. */
+  readonly max?: number;
   /** What it does, and its default. */
   readonly help: string;
 }
@@ -21,17 +23,21 @@ export interface Flag {
 export interface FlagGroup {
   /** Heading, such as "Weights". */
   readonly title: string;
+  /** What holds for several of its options. */
+  readonly note?: string;
   /** Its options. */
   readonly flags: readonly Flag[];
 }
 
 /** A subcommand. */
 export interface Command {
+  /** What it is called by. */
   readonly name: string;
   /** One line for the list of commands. */
   readonly summary: string;
   /** A paragraph for the command's own help. */
   readonly description: string;
+  /** Its options, beside those of {@linkcode COMMON}. */
   readonly groups: readonly FlagGroup[];
   /** Example calls, without the program's name. */
   readonly examples: readonly string[];
@@ -47,6 +53,16 @@ export class UsageError extends Error {
   }
 }
 
+/** Calls what fails by its options alone: its RangeErrors are usage mistakes. */
+export function fromOptions<T>(make: () => T): T {
+  try {
+    return make();
+  } catch (error) {
+    if (error instanceof RangeError) throw new UsageError(error.message);
+    throw error;
+  }
+}
+
 /** Exit codes. */
 export const EXIT = { done: 0, failed: 1, usage: 2 } as const;
 
@@ -57,8 +73,8 @@ export const COMMON: FlagGroup = {
     {
       name: "json",
       type: "switch",
-      help: "print exactly one JSON document on stdout",
+      help: "print exactly one JSON document on stdout, also on failure",
     },
-    { name: "help", type: "switch", help: "print this help" },
+    { name: "help", type: "switch", help: "print this help (also -h)" },
   ],
 };

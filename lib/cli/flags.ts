@@ -1,6 +1,6 @@
 // Reading a command line by its table of flags.
 
-import { parseArgs } from "@std/cli/parse-args";
+import { INT32_MAX } from "../_check.ts";
 import { type Command, COMMON, type Flag, UsageError } from "./command.ts";
 import { nearest } from "./nearest.ts";
 
@@ -17,18 +17,19 @@ const UNITS: Readonly<Record<string, number>> = {
 
 /** The flags of one call, checked against their table. */
 export class Flags {
-  readonly #values: ReadonlyMap<string, string | boolean>;
-  readonly #flags: ReadonlyMap<string, Flag>;
+  /** Text of each option that is given; "" for a switch. */
+  readonly #texts: ReadonlyMap<string, string>;
+  readonly #table: ReadonlyMap<string, Flag>;
   /** The arguments as they were given. */
   readonly raw: readonly string[];
 
-  constructor(
-    values: ReadonlyMap<string, string | boolean>,
-    flags: ReadonlyMap<string, Flag>,
+  private constructor(
+    texts: ReadonlyMap<string, string>,
+    table: ReadonlyMap<string, Flag>,
     raw: readonly string[],
   ) {
-    this.#values = values;
-    this.#flags = flags;
+    this.#texts = texts;
+    this.#table = table;
     this.raw = raw;
   }
 
@@ -36,34 +37,17 @@ export class Flags {
   static parse(args: readonly string[], command: Command): Flags {
     const flags = [...command.groups, COMMON].flatMap((group) => group.flags);
     const table = new Map(flags.map((flag) => [flag.name, flag]));
-    const switches = flags.filter(({ type }) => type === "switch");
-    const parsed = parseArgs([...args], {
-      boolean: switches.map(({ name }) => name),
-      string: flags.filter(({ type }) => type !== "switch")
-        .map(({ name }) => name),
-      unknown: (arg) => refuse(arg, table),
-    });
-    const values = new Map<string, string | boolean>();
-    for (const flag of flags) {
-      const value = parsed[flag.name];
-      if (value === undefined || value === false) continue;
-      if (Array.isArray(value)) {
-        throw new UsageError(`--${flag.name} is given more than once`);
-      }
-      values.set(flag.name, checked(flag, value as string | boolean));
-    }
-    return new Flags(values, table, args);
+    return new Flags(readTexts(args, table), table, args);
   }
 
   /** Whether a switch or an option is given. */
   has(name: string): boolean {
-    return this.#values.has(name);
+    return this.#texts.has(name);
   }
 
   /** The text of an option; undefined if it is not given. */
   text(name: string): string | undefined {
-    const value = this.#values.get(name);
-    return typeof value === "string" ? value : undefined;
+    return this.#texts.get(name);
   }
 
   /** The number of an option; undefined if it is not given. */
@@ -71,54 +55,82 @@ export class Flags {
     const text = this.text(name);
     return text === undefined
       ? undefined
-      : readNumber(this.#flags.get(name)!, text);
+      : readNumber(this.#table.get(name)!, text);
   }
 }
 
-function refuse(arg: string, table: ReadonlyMap<string, Flag>): never {
+/** Takes `--name`, `--name value` and `--name=value` apart. */
+function readTexts(
+  args: readonly string[],
+  table: ReadonlyMap<string, Flag>,
+): Map<string, string> {
+  const texts = new Map<string, string>();
+  for (let i = 0; i < args.length; i++) {
+    const arg = args[i] === "-h" ? "--help" : args[i]!;
+    const [, name = "", inline] = /^--([^=]+)(?:=(.*))?$/s.exec(arg) ?? [];
+    const flag = table.get(name);
+    if (flag === undefined) throw unknown(arg, table);
+    if (texts.has(name)) {
+      throw new UsageError(`--${name} is given more than once`);
+    }
+    if (flag.type === "switch") {
+      if (inline !== undefined) {
+        throw new UsageError(`--${name} takes no value: it is "${inline}"`);
+      }
+      texts.set(name, "");
+    } else {
+      // A value that begins with two dashes is given as --name=value.
+      const next = args[i + 1]?.startsWith("--") ? undefined : args[i + 1];
+      texts.set(name, checked(flag, inline ?? next));
+      if (inline === undefined) i++;
+    }
+  }
+  return texts;
+}
+
+function unknown(arg: string, table: ReadonlyMap<string, Flag>): UsageError {
   if (!arg.startsWith("-")) {
-    throw new UsageError(`Unexpected argument "${arg}"`);
+    return new UsageError(`Unexpected argument "${arg}"`);
   }
-  const name = arg.replace(/^-+/, "").replace(/=.*/, "");
-  const guess = nearest(name, [...table.keys()]);
+  const [option] = arg.split("=");
+  const guess = nearest(option!.replace(/^-+/, ""), [...table.keys()]);
   const hint = guess === undefined ? "" : `, did you mean --${guess}?`;
-  throw new UsageError(`Unknown option "${arg}"${hint}`);
+  return new UsageError(`Unknown option "${option}"${hint}`);
 }
 
-function checked(flag: Flag, value: string | boolean): string | boolean {
-  if (typeof value === "boolean") return value;
-  if (value === "") {
+function checked(flag: Flag, text: string | undefined): string {
+  if (text === undefined || text === "") {
     throw new UsageError(`--${flag.name} needs a value: ${flag.value}`);
   }
-  if (["count", "number", "bytes"].includes(flag.type)) readNumber(flag, value);
-  const { choices } = flag;
-  const allowed = choices === undefined ||
-    choices.some((choice) =>
-      choice === value || (choice.endsWith(":") && value.startsWith(choice))
-    );
-  if (!allowed) {
+  if (flag.type !== "text") readNumber(flag, text);
+  if (flag.choices?.includes(text) === false) {
     throw new UsageError(
-      `--${flag.name} must be one of ${choices.join(", ")}: it is "${value}"`,
+      `--${flag.name} must be one of ${
+        flag.choices.join(", ")
+      }: it is "${text}"`,
     );
   }
-  return value;
+  return text;
 }
 
 function readNumber(flag: Flag, text: string): number {
-  const match = /^(\d+(?:\.\d+)?)\s*([KMG]?i?B?)$/i.exec(text);
-  const unit = UNITS[(match?.[2] ?? "").toUpperCase()];
-  const value = Number(match?.[1]) * (unit ?? NaN);
-  const bare = (match?.[2] ?? "") === "";
-  const fits = flag.type === "bytes"
-    ? Number.isSafeInteger(value)
-    : bare && (flag.type === "number" || Number.isSafeInteger(value));
-  if (!fits) {
-    const kind = {
-      bytes: "a size such as 512MiB",
-      count: "a whole number",
-      number: "a number",
-    }[flag.type as "bytes" | "count" | "number"];
-    throw new UsageError(`--${flag.name} must be ${kind}: it is "${text}"`);
-  }
-  return value;
+  const [, digits, unit] = /^(\d+(?:\.\d+)?)\s*([KMG]?i?B?)$/i.exec(text) ?? [];
+  const value = Number(digits) * (UNITS[(unit ?? "").toUpperCase()] ?? NaN);
+  const { max = flag.type === "count" ? INT32_MAX : Number.MAX_SAFE_INTEGER } =
+    flag;
+  const fits = {
+    bytes: value >= 1,
+    count: unit === "" && Number.isInteger(value),
+    number: unit === "",
+  }[flag.type as "bytes" | "count" | "number"];
+  if (fits && value > 0 && value <= max) return Math.floor(value * 1e6) / 1e6;
+  const kind = {
+    bytes: "a size such as 512MiB",
+    count: "a whole number from 1",
+    number: "a number above 0",
+  }[flag.type as "bytes" | "count" | "number"];
+  const limit = value > max ? ` and at most ${max}` : "";
+  throw new UsageError(
+    `--${flag.name} must be ${kind}${limit}: it is "${text}"`,
+  );
 }

@@ -6,77 +6,28 @@
  * @module
  */
 
-import { Channel, type Heartbeat } from "./channel.ts";
-import {
-  describeSeconds,
-  GatherTimeoutError,
-  type RankFailure,
-  RankFailureError,
-} from "./failure.ts";
+import { Channel } from "./channel.ts";
+import { describeSeconds, type RankFailure } from "./failure.ts";
 import { FrameError } from "./frames.ts";
 import { type Gather, GatherTable } from "./gathers.ts";
+import { Observers } from "./observers.ts";
 import {
   clipText,
   FROM_RANK,
   HEADER_LIMIT,
-  LONGEST_TEXT,
   parseMessage,
   PROTOCOL,
   type RankMessage,
 } from "./protocol.ts";
-import { sameToken } from "./token.ts";
 import {
-  checkDuration,
-  DEFAULT_TIMEOUT,
-  openWait,
-  pause,
-  type WaitOptions,
-} from "./wait.ts";
+  completeOptions,
+  type Settings,
+  type StoreServerOptions,
+} from "./store_options.ts";
+import { sameToken } from "./token.ts";
+import { pause, type WaitOptions } from "./wait.ts";
 
-/** Options of {@linkcode StoreServer.listen}. */
-export interface StoreServerOptions {
-  /** Number of ranks that will join. */
-  readonly worldSize: number;
-  /** The secret that every rank must show; not empty. */
-  readonly token: string;
-  /**
-   * Address to listen on; "0.0.0.0" to be reached from other machines.
-   *
-   * @default {"127.0.0.1"}
-   */
-  readonly host?: string | undefined;
-  /** Port to listen on; 0 takes a free one. @default {0} */
-  readonly port?: number | undefined;
-  /**
-   * How often ranks and store speak, and how long either may be silent, in
-   * milliseconds. The ranks learn it from the store.
-   *
-   * @default {{ interval: 1000, silence: 5000 }}
-   */
-  readonly heartbeat?: Partial<Heartbeat> | undefined;
-  /**
-   * Milliseconds until ranks that have not joined count as lost.
-   *
-   * @default {60_000}
-   */
-  readonly joinTimeout?: number | undefined;
-  /**
-   * Most bytes that one rank may post, and that one gather may hold.
-   *
-   * @default {67_108_864}
-   */
-  readonly maxPayload?: number | undefined;
-}
-
-interface Settings {
-  readonly worldSize: number;
-  readonly token: string;
-  readonly host: string;
-  readonly port: number;
-  readonly heartbeat: Heartbeat;
-  readonly joinTimeout: number;
-  readonly maxPayload: number;
-}
+export type { StoreServerOptions } from "./store_options.ts";
 
 type Standing = "absent" | "joined" | "left" | "lost";
 
@@ -95,8 +46,6 @@ const ACCEPT_PAUSE = 50;
 
 /** Connections beside one per rank that may be open without a token. */
 const SPARE_CONNECTIONS = 64;
-
-type Observer = PromiseWithResolvers<Uint8Array[]>;
 
 /**
  * A small store that carries bootstrap blobs, votes and liveness among ranks.
@@ -141,7 +90,7 @@ export class StoreServer implements AsyncDisposable {
   readonly #members = new Map<number, Channel>();
   readonly #served = new Map<Channel, Promise<void>>();
   readonly #gathers = new GatherTable();
-  readonly #observers = new Map<string, Set<Observer>>();
+  readonly #observers = new Observers();
   readonly #failed = Promise.withResolvers<RankFailure>();
   readonly #stop = new AbortController();
   readonly #accepting: Promise<void>;
@@ -211,21 +160,12 @@ export class StoreServer implements AsyncDisposable {
    * @throws {GatherTimeoutError} If some ranks have not posted in time.
    */
   gathered(name: string, options: WaitOptions = {}): Promise<Uint8Array[]> {
-    const observer = openWait<Uint8Array[]>(options, (timeout) => {
-      const missing = this.#missing(this.#gathers.oldest("all", name));
-      observer.reject(new GatherTimeoutError(name, missing, timeout));
-    });
-    const observers = this.#observers.get(name) ?? new Set();
-    this.#observers.set(name, observers.add(observer));
-    const forget = (): void => {
-      observers.delete(observer);
-    };
-    // Also marks the promise as handled: a failure while the caller still waits
-    // for something else must not end the process.
-    observer.promise.then(forget, forget);
-    if (this.#failure !== undefined) this.#rejectObservers(this.#failure);
-    if (this.#closing !== undefined) this.#rejectObservers();
-    return observer.promise;
+    const missing = (): number[] =>
+      this.#missing(this.#gathers.oldest("all", name));
+    const seen = this.#observers.add({ name, missing }, options);
+    if (this.#failure !== undefined) this.#observers.dismiss(this.#failure);
+    if (this.#closing !== undefined) this.#observers.dismiss();
+    return seen;
   }
 
   /**
@@ -247,7 +187,7 @@ export class StoreServer implements AsyncDisposable {
     clearTimeout(this.#joinTimer);
     this.#stop.abort();
     this.#listener.close();
-    this.#rejectObservers();
+    this.#observers.dismiss();
     const members = new Set(this.#members.values());
     const { silence } = this.#settings.heartbeat;
     const closed = [...this.#served].map(async ([channel, served]) => {
@@ -398,7 +338,7 @@ export class StoreServer implements AsyncDisposable {
       for (const gather of this.#gathers.list()) {
         if (gather.mode === "all") this.#gathers.close(gather);
       }
-      this.#rejectObservers(failure);
+      this.#observers.dismiss(failure);
     }
     // A rank that gave up is alive: it can still agree with the others.
     if (failure.kind !== "gave-up") {
@@ -454,20 +394,7 @@ export class StoreServer implements AsyncDisposable {
     for (const [rank, { id }] of posts) {
       this.#members.get(rank)?.send({ ...result, id }, joined);
     }
-    if (mode === "survivors") return;
-    for (const observer of this.#observers.get(name) ?? []) {
-      observer.resolve(payloads);
-    }
-  }
-
-  #rejectObservers(failure?: RankFailure): void {
-    for (const [name, observers] of this.#observers) {
-      const action = `gather "${name}"`;
-      const error = failure === undefined
-        ? new Error(`Cannot ${action}: store is closed`)
-        : new RankFailureError(action, failure);
-      for (const observer of observers) observer.reject(error);
-    }
+    if (mode === "all") this.#observers.show(name, payloads);
   }
 }
 
@@ -485,43 +412,4 @@ function concatenate(parts: readonly Uint8Array[], bytes: number): Uint8Array {
     offset += part.length;
   }
   return whole;
-}
-
-/** Fills in the defaults and refuses what cannot work. */
-function completeOptions(options: StoreServerOptions): Settings {
-  const settings: Settings = {
-    worldSize: options.worldSize,
-    token: options.token,
-    host: options.host ?? "127.0.0.1",
-    port: options.port ?? 0,
-    heartbeat: {
-      interval: options.heartbeat?.interval ?? 1000,
-      silence: options.heartbeat?.silence ?? 5000,
-    },
-    joinTimeout: options.joinTimeout ?? DEFAULT_TIMEOUT,
-    maxPayload: options.maxPayload ?? 64 << 20,
-  };
-  const { worldSize, heartbeat, maxPayload } = settings;
-  const { interval, silence } = heartbeat;
-  checkInteger("worldSize", worldSize, 1);
-  checkInteger("maxPayload", maxPayload, 0);
-  checkInteger("interval", interval, 1);
-  checkInteger("silence", silence, interval + 1);
-  checkDuration("silence", silence);
-  checkDuration("joinTimeout", settings.joinTimeout);
-  checkInteger("token.length", settings.token.length, 1, LONGEST_TEXT);
-  return settings;
-}
-
-function checkInteger(
-  name: string,
-  value: number,
-  least: number,
-  most = 2 ** 32 - 1,
-): void {
-  if (Number.isInteger(value) && value >= least && value <= most) return;
-  throw new RangeError(
-    `Cannot start store: "${name}" must be an integer from ${least} to ` +
-      `${most}: current value is ${value}`,
-  );
 }

@@ -26,9 +26,12 @@ export class BalancedSources implements SourceChooser {
   readonly #total: Float64Array;
   // Experts that leave each node, in this layer.
   readonly #uplink: Int32Array;
-  // The demands that have a choice, [openCount].
+  // The demands that have a choice, [openCount], and by the rank that serves them: the first of each
+  // rank, and the one after each demand; -1 ends a list.
   readonly #open: Int32Array;
   #openCount = 0;
+  readonly #first: Int32Array;
+  readonly #next: Int32Array;
   // A search: the ranks reached, in this order, and how. A rank is reached because it can take over
   // the demand `via`, or because the rank `relay` of its node can send one more if it sends one
   // less; where a search starts, both are -1.
@@ -49,6 +52,8 @@ export class BalancedSources implements SourceChooser {
     this.#total = new Float64Array(topology.ranks);
     this.#uplink = new Int32Array(topology.nodes);
     this.#open = new Int32Array(demands.source.length);
+    this.#first = new Int32Array(topology.ranks);
+    this.#next = new Int32Array(demands.source.length);
     this.#queue = new Int32Array(topology.ranks);
     this.#reached = new Uint8Array(topology.ranks);
     this.#via = new Int32Array(topology.ranks);
@@ -100,6 +105,7 @@ export class BalancedSources implements SourceChooser {
       this.#demands;
     const { nodeOf, ranks } = topology;
     const [load, total, open] = [this.#load, this.#total, this.#open];
+    this.#first.fill(-1);
     for (let o = 0; o < this.#openCount; o++) {
       const i = open[o]!;
       const at = node[i]!;
@@ -116,9 +122,25 @@ export class BalancedSources implements SourceChooser {
           least = sent;
         }
       }
-      source[i] = best;
+      this.#give(i, best);
       load[best]!++;
     }
+  }
+
+  #give(demand: number, rank: number): void {
+    this.#demands.source[demand] = rank;
+    this.#next[demand] = this.#first[rank]!;
+    this.#first[rank] = demand;
+  }
+
+  #take(demand: number): void {
+    const rank = this.#demands.source[demand]!;
+    let before = -1;
+    for (let i = this.#first[rank]!; i !== demand; i = this.#next[i]!) {
+      before = i;
+    }
+    if (before < 0) this.#first[rank] = this.#next[demand]!;
+    else this.#next[before] = this.#next[demand]!;
   }
 
   #measureUplinks(): void {
@@ -189,10 +211,7 @@ export class BalancedSources implements SourceChooser {
     const { expert, node, source, holders, holderCount, topology } =
       this.#demands;
     const { nodeOf, ranks } = topology;
-    const open = this.#open;
-    for (let o = 0; o < this.#openCount; o++) {
-      const i = open[o]!;
-      if (source[i] !== rank) continue;
+    for (let i = this.#first[rank]!; i >= 0; i = this.#next[i]!) {
       const row = expert[i]! * ranks;
       const end = row + holderCount[expert[i]!]!;
       for (let k = row; k < end; k++) {
@@ -212,7 +231,8 @@ export class BalancedSources implements SourceChooser {
       const demand = this.#via[rank]!;
       if (demand >= 0) {
         const giver = source[demand]!;
-        source[demand] = rank;
+        this.#take(demand);
+        this.#give(demand, rank);
         rank = giver;
         continue;
       }
