@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <cstring>
+#include <mutex>
+#include <thread>
 #include <utility>
 
 #include "nccl_factory.h"
@@ -42,15 +44,27 @@ void check_config(const eplb_engine_config& config) {
   if (config.max_ctas < 0) wrong("max_ctas", config.max_ctas, "at least 0");
 }
 
-// While a run uses weights, other calls on them are refused.
+// While a run uses weights, other calls on them are refused; a run waits for those that were first,
+// all of which are short, but for another engine's.
 class Engine::WeightsTurns {
  public:
-  explicit WeightsTurns(const std::vector<Local>& locals) {
-    for (const Local& local : locals) turns_.emplace_back(local.weights);
+  WeightsTurns(const std::vector<Local>& locals, const Cancellation& cancellation) {
+    while (!take(locals)) {
+      turns_.clear();
+      cancellation.check("use weights");
+      std::this_thread::sleep_for(std::chrono::microseconds(50));
+    }
   }
 
  private:
-  std::vector<Lease<Weights>> turns_;
+  bool take(const std::vector<Local>& locals) {
+    for (const Local& local : locals) {
+      if (!turns_.emplace_back(local.weights->turn, std::try_to_lock).owns_lock()) return false;
+    }
+    return true;
+  }
+
+  std::vector<std::unique_lock<std::mutex>> turns_;
 };
 
 Engine::Engine(const eplb_engine_config& config, std::vector<Local> locals)
@@ -293,7 +307,6 @@ RunOutcome Engine::run(const int32_t* program, uint64_t words, uint64_t timeout_
                        uint64_t* rank_bytes) {
   require_whole("run program");
   if (state_ != State::kConnected) refuse("Cannot run program: the engine is not connected");
-  const WeightsTurns turns(locals_);
   const WeightsView& view = locals_[0].weights->view();
   ProgramLimits limits = {view.layers, view.slots, static_cast<int32_t>(config_.world),
                           static_cast<int32_t>(config_.staging_cells), {}};
@@ -301,6 +314,7 @@ RunOutcome Engine::run(const int32_t* program, uint64_t words, uint64_t timeout_
   Program parsed = parse_program(program, words, limits);
 
   set_deadline(timeout_ms);
+  const WeightsTurns turns(locals_, cancellation_);
   const RunOutcome outcome = executor_->run(std::move(parsed));
   if (outcome.error) break_down(*outcome.error);
   for (size_t i = 0; rank_bytes != nullptr && i < locals_.size(); ++i) {
@@ -312,7 +326,7 @@ RunOutcome Engine::run(const int32_t* program, uint64_t words, uint64_t timeout_
 
 uint32_t Engine::settle(uint32_t batches) {
   if (!executor_) refuse("Cannot settle engine: it is not connected");
-  const WeightsTurns turns(locals_);
+  const WeightsTurns turns(locals_, Cancellation());
   return executor_->settle(batches);
 }
 

@@ -159,7 +159,8 @@ TEST("eplb_engine_run() puts every expert where the naive model puts it") {
   const std::vector<Shape> shapes = {
       {3, 2, {8}},                                 // one tensor, nothing to align
       {7, 5, {1, 17, 4096, 100003}},               // sizes that are no multiples of anything
-      {12, 9, {2 << 20, 1 << 20, 7168, 3584}},     // proportions of a quantized expert
+      {6, 9, {512 << 10, 256 << 10, 7168, 3584}},  // proportions of a quantized expert
+      {2, 2, {16 << 20, 5}},                       // many of NCCL's own pieces
   };
   for (const Shape& shape : shapes) {
     const uint64_t most = *std::max_element(shape.tensor_bytes.begin(), shape.tensor_bytes.end());
@@ -209,34 +210,60 @@ TEST("eplb_engine_run() swaps slots, and sends one slot to many") {
   CHECK_EQ(report.rank_bytes[3], shape.expert_bytes());
 }
 
+// A world in the middle of its work: after one whole run, which tells how long a run takes.
+struct BusyWorld : GpuWorld {
+  BusyWorld(bool engine_per_rank, uint32_t sets, std::mt19937_64& random)
+      : GpuWorld({48, 2, {200000, 7168, 3}}, {2, sets, 8192, engine_per_rank}) {
+    connect_all();
+    const Script first = random_script(shape, kGpus, 2, random);
+    before = fill(random);
+    double seconds = 0;
+    for (const RunReport& report : run_all(first)) {
+      CHECK_EQ(report.outcome.error, "");
+      seconds = std::max(seconds, report.result.seconds);
+    }
+    before = first.apply(before, count(first));
+    script = random_script(shape, kGpus, 2, random);
+    const uint64_t moments = 1 + static_cast<uint64_t>(seconds * 1e6);
+    moment = std::chrono::microseconds(random() % moments);
+  }
+
+  // Runs the second script and aborts the first engine halfway.
+  std::vector<RunReport> run_and_abort(uint64_t timeout_ms) {
+    std::vector<RunReport> reports(engines.size());
+    in_parallel(engines.size() + 1, [&](size_t i) {
+      if (i < engines.size()) {
+        reports[i] = run(engines[i], script, timeout_ms);
+      } else {
+        std::this_thread::sleep_for(moment);
+        eplb_engine_abort(engines[0].handle(), -1, "test", nullptr, 0);
+      }
+    });
+    return reports;
+  }
+
+  std::vector<Bytes> before;
+  Script script;
+  std::chrono::microseconds moment;
+};
+
 TEST("eplb_engine_abort() at any moment ends the run soon and leaves whole batches") {
   std::mt19937_64 random(3);
-  const Shape shape = {24, 4, {2 << 20, 7168, 3}};
   uint32_t partial = 0;
   for (int i = 0; i < 16; ++i) {
-    GpuWorld world(shape, {4, 1 + static_cast<uint32_t>(i % 2), 8192, false});
-    world.connect_all();
-    const std::vector<Bytes> before = world.fill(random);
-    const Script script = random_script(shape, kGpus, 4, random);
-    const eplb_handle engine = world.engines[0].handle();
-    const auto delay = std::chrono::microseconds(random() % 6000);
+    BusyWorld world(false, 1 + static_cast<uint32_t>(i % 2), random);
     const auto start = std::chrono::steady_clock::now();
-    std::thread killer([&] {
-      std::this_thread::sleep_for(delay);
-      eplb_engine_abort(engine, -1, "test", nullptr, 0);
-    });
-    const RunReport report = world.run_all(script)[0];
-    killer.join();
+    const RunReport report = world.run_and_abort(kRunMs)[0];
     const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
     CHECK(took.count() < 5);
     const uint32_t committed = report.result.committed_batches;
     if (report.outcome.status == EPLB_OK) {
-      CHECK_EQ(committed, count(script));
+      CHECK_EQ(committed, count(world.script));
     } else {
       CHECK_EQ(report.outcome.status, EPLB_ABORTED);
-      partial += committed > 0 && committed < count(script) ? 1 : 0;
+      partial += committed > 0 && committed < count(world.script) ? 1 : 0;
     }
-    world.expect(script.apply(before, committed), "after an abort");
+    world.expect(world.script.apply(world.before, committed), "after an abort");
   }
   std::printf("  %u of 16 runs were ended halfway\n", partial);
 }
@@ -244,36 +271,22 @@ TEST("eplb_engine_abort() at any moment ends the run soon and leaves whole batch
 // What a rank that aborts leaves behind in NCCL's buffers must not pass for the bytes of a batch.
 TEST("eplb_engine_settle() brings ranks together after one of them aborted") {
   std::mt19937_64 random(4);
-  const Shape shape = {24, 4, {4 << 20, 7168, 3}};
   uint32_t partial = 0, settled = 0;
   for (int i = 0; i < 16; ++i) {
-    GpuWorld world(shape, {4, 1 + static_cast<uint32_t>(i % 2), 8192, true});
-    world.connect_all();
-    const std::vector<Bytes> before = world.fill(random);
-    const Script script = random_script(shape, kGpus, 4, random);
-    const auto delay = std::chrono::microseconds(random() % 10000);
-    std::vector<RunReport> reports(kGpus);
-    in_parallel(kGpus + 1, [&](size_t rank) {
-      if (rank < kGpus) {
-        reports[rank] = run(world.engines[rank], script, 3000);
-      } else {
-        std::this_thread::sleep_for(delay);
-        eplb_engine_abort(world.engines[0].handle(), -1, "test", nullptr, 0);
-      }
-    });
-    uint32_t most = 0, least = count(script);
-    for (const RunReport& report : reports) {
+    BusyWorld world(true, 1 + static_cast<uint32_t>(i % 2), random);
+    uint32_t most = 0, least = count(world.script);
+    for (const RunReport& report : world.run_and_abort(3000)) {
       most = std::max(most, report.result.committed_batches);
       least = std::min(least, report.result.committed_batches);
     }
-    partial += most > 0 && most < count(script) ? 1 : 0;
+    partial += most > 0 && most < count(world.script) ? 1 : 0;
     settled += least < most ? 1 : 0;
     for (const Engine& engine : world.engines) {
       uint32_t committed = 0;
       MUST(eplb_engine_settle, engine.handle(), most, &committed);
       CHECK_EQ(committed, most);
     }
-    world.expect(script.apply(before, most), "after settling");
+    world.expect(world.script.apply(world.before, most), "after settling");
   }
   std::printf("  %u of 16 runs were ended halfway, %u had to be settled\n", partial, settled);
 }

@@ -16,7 +16,13 @@ const eplb::ProgramLimits kLimits = {3, 4, 3, 2, {2, 0}};
 
 std::vector<int32_t> words(const std::vector<ranks::BatchLayers>& batches,
                            const std::vector<Op>& ops) {
-  return ranks::Script{{3, 4, {8}}, 3, batches, ops}.words({0, 1, 2, 3, -1});
+  ranks::Script script;
+  script.shape.layers = 3;
+  script.shape.slots = 4;
+  script.world = 3;
+  script.batches = batches;
+  script.ops = ops;
+  return script.words({0, 1, 2, 3, -1});
 }
 
 Program parse(const std::vector<int32_t>& words) {

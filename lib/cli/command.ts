@@ -53,10 +53,10 @@ export class UsageError extends Error {
   }
 }
 
-/** Calls what fails by its options alone: its RangeErrors are usage mistakes. */
-export function fromOptions<T>(make: () => T): T {
+/** Waits for what only options can make fail with a RangeError: a usage mistake. */
+export async function fromOptions<T>(make: () => T | Promise<T>): Promise<T> {
   try {
-    return make();
+    return await make();
   } catch (error) {
     if (error instanceof RangeError) throw new UsageError(error.message);
     throw error;

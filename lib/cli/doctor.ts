@@ -22,6 +22,7 @@ interface Diagnosis {
   readonly library:
     | { path: string; version: string; cuda: boolean; nccl: boolean }
     | null;
+  /** The paths before the library's, and why those were not used. */
   readonly lookedFor: { path: string; reason: string }[];
   readonly devices: DeviceInfo[];
   /** peerAccess[i][j]: device i can map memory of device j. */
@@ -54,7 +55,7 @@ export const doctor: Command = {
 
 async function diagnose(): Promise<Diagnosis> {
   const advice: string[] = [];
-  const { library, lookedFor } = openLibrary(advice);
+  const { library, lookedFor } = await openLibrary(advice);
   const driver = await hasDriver();
   const tools: Record<string, string | null> = {};
   for (const name of ["cmake", "c++", "ninja", "nvcc"]) {
@@ -98,30 +99,37 @@ async function diagnose(): Promise<Diagnosis> {
   };
 }
 
-function openLibrary(advice: string[]): {
+/** Opens the first library that can be, and says what is wrong with those before it. */
+async function openLibrary(advice: string[]): Promise<{
   library: NativeLibrary | undefined;
   lookedFor: { path: string; reason: string }[];
-} {
+}> {
+  const lookedFor: { path: string; reason: string }[] = [];
+  for (const path of librarySearchPath()) {
+    try {
+      return { library: NativeLibrary.open({ path }), lookedFor };
+    } catch (error) {
+      if (!(error instanceof EplbLibraryError)) throw error;
+      const reason = error.tried[0]?.reason ?? error.message;
+      const there = await exists(path);
+      lookedFor.push({ path, reason: there ? reason : "no such file" });
+    }
+  }
+  advice.push(
+    Deno.env.get(LIBRARY_VARIABLE)
+      ? `${LIBRARY_VARIABLE} is set, so nothing else was looked for: correct or unset it`
+      : `to get the library: "eplb build" (in a checkout "deno task build"), or name its file with ${LIBRARY_VARIABLE}`,
+  );
+  return { library: undefined, lookedFor };
+}
+
+async function exists(path: string): Promise<boolean> {
   try {
-    const library = NativeLibrary.open();
-    const before = librarySearchPath();
-    return {
-      library,
-      lookedFor: before.slice(0, before.indexOf(library.path)).map((path) => ({
-        path,
-        reason: "not usable",
-      })),
-    };
+    await Deno.stat(path);
+    return true;
   } catch (error) {
-    if (!(error instanceof EplbLibraryError)) throw error;
-    advice.push(
-      `to get the library: "eplb build" (in a checkout "deno task build"), or name its file with ${LIBRARY_VARIABLE}`,
-    );
-    const lookedFor = error.tried.map(({ path, reason = "" }) => ({
-      path,
-      reason,
-    }));
-    return { library: undefined, lookedFor };
+    if (error instanceof Deno.errors.NotFound) return false;
+    throw error;
   }
 }
 
@@ -173,7 +181,10 @@ function report(found: Diagnosis, terminal: Terminal): void {
     rows.push([name, path ?? "not found"]);
   }
   terminal.print(
-    formatTable(rows, { columns: [{ header: "what" }, { header: "found" }] }),
+    formatTable(rows, {
+      columns: [{ header: "what" }, { header: "found" }],
+      color: terminal.color,
+    }),
   );
   if (found.devices.length > 0) reportDevices(found, terminal);
   for (const line of found.advice) terminal.print(`- ${line}`);
@@ -198,5 +209,6 @@ function reportDevices(found: Diagnosis, terminal: Terminal): void {
       { header: "free", align: "right" },
       { header: "maps memory of" },
     ],
+    color: terminal.color,
   }));
 }

@@ -113,24 +113,27 @@ function checked(flag: Flag, text: string | undefined): string {
   return text;
 }
 
+/** What an option of a numeric type asks for. */
+const KINDS: Readonly<Record<string, string>> = {
+  bytes: "a size such as 512MiB",
+  count: "a whole number from 1",
+  number: "a number above 0",
+};
+
 function readNumber(flag: Flag, text: string): number {
-  const [, digits, unit] = /^(\d+(?:\.\d+)?)\s*([KMG]?i?B?)$/i.exec(text) ?? [];
-  const value = Number(digits) * (UNITS[(unit ?? "").toUpperCase()] ?? NaN);
-  const { max = flag.type === "count" ? INT32_MAX : Number.MAX_SAFE_INTEGER } =
-    flag;
-  const fits = {
-    bytes: value >= 1,
-    count: unit === "" && Number.isInteger(value),
-    number: unit === "",
-  }[flag.type as "bytes" | "count" | "number"];
-  if (fits && value > 0 && value <= max) return Math.floor(value * 1e6) / 1e6;
-  const kind = {
-    bytes: "a size such as 512MiB",
-    count: "a whole number from 1",
-    number: "a number above 0",
-  }[flag.type as "bytes" | "count" | "number"];
+  const { name, type } = flag;
+  const [, digits, unit = ""] =
+    /^(\d+(?:\.\d+)?)\s*([KMG]?i?B?)$/i.exec(text) ?? [];
+  const scale = UNITS[unit.toUpperCase()] ?? NaN;
+  const value = type === "bytes"
+    ? Math.floor(Number(digits) * scale)
+    : Number(unit === "" ? digits : NaN);
+  const fits = type === "number" || Number.isInteger(value);
+  const max = flag.max ??
+    (type === "count" ? INT32_MAX : Number.MAX_SAFE_INTEGER);
+  if (fits && value > 0 && value <= max) return value;
   const limit = value > max ? ` and at most ${max}` : "";
   throw new UsageError(
-    `--${flag.name} must be ${kind}${limit}: it is "${text}"`,
+    `--${name} must be ${KINDS[type]}${limit}: it is "${text}"`,
   );
 }

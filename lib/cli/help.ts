@@ -1,8 +1,10 @@
 // Help texts, made from the tables of commands and flags.
 
-import { type Command, COMMON, type Flag } from "./command.ts";
+import { type Command, COMMON, type Flag, type FlagGroup } from "./command.ts";
 
 const PROGRAM = "eplb";
+/** Columns of a terminal that nobody has made wider. */
+const WIDTH = 80;
 
 /** Help of the whole program. */
 export function programHelp(commands: readonly Command[]): string {
@@ -18,7 +20,8 @@ export function programHelp(commands: readonly Command[]): string {
     "Commands:",
     ...rows,
     "",
-    `"${PROGRAM} <command> --help" tells more. Exit codes: 0 done, 1 failed, 2 usage.`,
+    `"${PROGRAM} <command> --help" tells more, "--version" the version.`,
+    "Exit codes: 0 done, 1 failed, 2 usage.",
   ].join("\n");
 }
 
@@ -32,16 +35,45 @@ export function commandHelp(command: Command): string {
     command.description,
     "",
     `Usage: ${PROGRAM} ${command.name} [options]`,
-    ...groups.flatMap(({ title, flags }) => [
-      "",
-      `${title}:`,
-      ...flags.map((flag) => `  ${left(flag).padEnd(width)}  ${flag.help}`),
-    ]),
-    ...(command.examples.length === 0 ? [] : ["", "Examples:"]),
+    ...groups.flatMap((group) => groupHelp(group, width)),
+    "",
+    "Examples:",
     ...command.examples.map((example) => `  ${PROGRAM} ${example}`),
   ].join("\n");
 }
 
+function groupHelp({ title, note, flags }: FlagGroup, width: number): string[] {
+  const indent = " ".repeat(width + 4);
+  return [
+    "",
+    `${title}:`,
+    ...flags.flatMap((flag) => {
+      const [first, ...more] = wrap(flag.help, WIDTH - indent.length);
+      return [
+        `  ${left(flag).padEnd(width)}  ${first}`,
+        ...more.map((line) => indent + line),
+      ];
+    }),
+    ...(note === undefined ? [] : wrap(note, WIDTH - 2)).map((line) =>
+      `  ${line}`
+    ),
+  ];
+}
+
 function left(flag: Flag): string {
   return `--${flag.name}${flag.value === undefined ? "" : ` ${flag.value}`}`;
+}
+
+/** Breaks a text between words into lines of at most so many characters. */
+function wrap(text: string, width: number): string[] {
+  const lines: string[] = [];
+  for (const word of text.split(" ")) {
+    const last = lines.at(-1);
+    if (last === undefined || last.length + 1 + word.length > width) {
+      lines.push(word);
+    } else {
+      lines[lines.length - 1] = `${last} ${word}`;
+    }
+  }
+  return lines;
 }

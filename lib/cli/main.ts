@@ -2,6 +2,7 @@ import meta from "../../deno.json" with { type: "json" };
 import { build } from "./build.ts";
 import { type Command, EXIT, UsageError } from "./command.ts";
 import { doctor } from "./doctor.ts";
+import { reportFailure } from "./failure.ts";
 import { Flags } from "./flags.ts";
 import { commandHelp, programHelp } from "./help.ts";
 import { nearest } from "./nearest.ts";
@@ -25,15 +26,7 @@ export async function main(
   try {
     return await dispatch(args, terminal);
   } catch (error) {
-    terminal.progress("");
-    const message = error instanceof Error ? error.message : String(error);
-    const usage = error instanceof UsageError;
-    if (args.includes("--json") && !usage) {
-      terminal.print(JSON.stringify({ error: describe(error) }, null, 2));
-    }
-    terminal.note(`error: ${message}`);
-    if (usage) terminal.note('"--help" tells what there is');
-    return usage ? EXIT.usage : EXIT.failed;
+    return reportFailure(error, { terminal, json: args.includes("--json") });
   }
 }
 
@@ -42,20 +35,19 @@ async function dispatch(
   terminal: Terminal,
 ): Promise<number> {
   const [name, ...rest] = args;
-  if (name === undefined || name === "--help" || name === "help") {
-    terminal.print(programHelp(COMMANDS));
-    return name === undefined ? EXIT.usage : EXIT.done;
+  switch (name) {
+    case undefined:
+      terminal.note(programHelp(COMMANDS));
+      return EXIT.usage;
+    case "--help":
+    case "-h":
+      terminal.print(programHelp(COMMANDS));
+      return EXIT.done;
+    case "--version":
+      terminal.print(meta.version);
+      return EXIT.done;
   }
-  if (name === "--version") {
-    terminal.print(meta.version);
-    return EXIT.done;
-  }
-  const command = COMMANDS.find((one) => one.name === name);
-  if (command === undefined) {
-    const guess = nearest(name, COMMANDS.map((one) => one.name));
-    const hint = guess === undefined ? "" : `, did you mean "${guess}"?`;
-    throw new UsageError(`Unknown command "${name}"${hint}`);
-  }
+  const command = commandNamed(name);
   const flags = Flags.parse(rest, command);
   if (flags.has("help")) {
     terminal.print(commandHelp(command));
@@ -64,13 +56,13 @@ async function dispatch(
   return await command.run(flags, terminal);
 }
 
-/** An error as JSON: its name, message, and what data it carries. */
-function describe(error: unknown): Record<string, unknown> {
-  if (!(error instanceof Error)) return { message: String(error) };
-  const data: Record<string, unknown> = {};
-  for (const key of ["code", "failedRank", "committedLayers", "ranks"]) {
-    const value = (error as unknown as Record<string, unknown>)[key];
-    if (value !== undefined) data[key] = value;
+function commandNamed(name: string): Command {
+  const command = COMMANDS.find((one) => one.name === name);
+  if (command !== undefined) return command;
+  if (name.startsWith("-")) {
+    throw new UsageError(`"${name}" must come after a command`);
   }
-  return { name: error.name, message: error.message, ...data };
+  const guess = nearest(name, COMMANDS.map((one) => one.name));
+  const hint = guess === undefined ? "" : `, did you mean "${guess}"?`;
+  throw new UsageError(`Unknown command "${name}"${hint}`);
 }

@@ -101,8 +101,7 @@ export class BalancedSources implements SourceChooser {
 
   // The start decides between what is equally good in the end, so it looks at all layers so far.
   #assignOpen(): void {
-    const { expert, node, source, holders, holderCount, topology } =
-      this.#demands;
+    const { expert, node, holders, holderCount, topology } = this.#demands;
     const { nodeOf, ranks } = topology;
     const [load, total, open] = [this.#load, this.#total, this.#open];
     this.#first.fill(-1);
@@ -208,8 +207,7 @@ export class BalancedSources implements SourceChooser {
 
   // Reaches every rank that can take over a demand of this one.
   #handOn(rank: number): void {
-    const { expert, node, source, holders, holderCount, topology } =
-      this.#demands;
+    const { expert, node, holders, holderCount, topology } = this.#demands;
     const { nodeOf, ranks } = topology;
     for (let i = this.#first[rank]!; i >= 0; i = this.#next[i]!) {
       const row = expert[i]! * ranks;

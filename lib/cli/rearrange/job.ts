@@ -10,19 +10,20 @@ import { saveExperts } from "../../runtime/checkpoint.ts";
 import { Engine } from "../../runtime/engine.ts";
 import type { RearrangeResult } from "../../runtime/options.ts";
 import type { Topology } from "../../topology.ts";
+import { fromOptions } from "../command.ts";
 import type { Terminal } from "../terminal.ts";
-import { meanBalancedness, targetPlacement } from "./maps.ts";
+import { meanBalancedness } from "./load.ts";
 import type { WeightsSource } from "./source.ts";
 
 /** Everything that one process needs to know to take part. */
-export interface Job {
+export interface Job extends Disposable {
   readonly library: NativeLibrary;
   readonly topology: Topology;
   readonly shape: PlacementShape;
   readonly source: WeightsSource;
   readonly from: Placement;
-  /** `--to` as it was given. */
-  readonly to: string;
+  /** Where to go in the first rearrangement, and in repetitions of it. */
+  readonly to: (repetition: number) => Placement;
   readonly load: Float64Array | undefined;
   /** Ranks of this process, ascending. */
   readonly locals: readonly number[];
@@ -56,34 +57,31 @@ export interface JobOutcome {
   readonly runs: readonly JobRun[];
 }
 
-/** Allocates, fills, rearranges, saves. */
+/** Allocates, connects, fills, rearranges, saves. */
 export async function runJob(
   job: Job,
   terminal: Terminal,
 ): Promise<JobOutcome> {
   await using owned = new AsyncDisposableStack();
   const weights: ExpertWeights[] = [];
-  for (const [i, rank] of job.locals.entries()) {
-    const one = owned.use(
-      await ExpertWeights.allocate(job.library, {
-        layout: job.source.layout,
-        layers: job.shape.layers,
-        slots: job.shape.slotsPerRank,
-        device: job.devices[i]!,
-        shareable: job.cluster !== undefined,
-      }),
-    );
-    terminal.progress(`filling the slots of rank ${rank}`);
-    await job.source.fill(one, { placement: job.from, rank });
-    weights.push(one);
+  for (const device of job.devices) {
+    weights.push(owned.use(await allocate(job, device)));
   }
+  // Before the slow work of filling, so that what cannot work fails at once.
   terminal.progress("connecting ranks");
   const engine = owned.use(await connect(job, weights));
+  for (const [i, rank] of job.locals.entries()) {
+    terminal.progress(`filling the slots of rank ${rank}`);
+    await job.source.fill(weights[i]!, { placement: job.from, rank });
+  }
   const runs: JobRun[] = [];
   for (let repetition = 0; repetition < job.repeat; repetition++) {
     runs.push(await rearrangeOnce(job, { engine, repetition, terminal }));
   }
-  if (job.save !== undefined) await saveAll(job, weights, engine.placement);
+  if (job.save !== undefined) {
+    terminal.progress("saving");
+    await save(job, { folder: job.save, weights, engine });
+  }
   terminal.progress("");
   return {
     transport: engine.transport,
@@ -92,24 +90,39 @@ export async function runJob(
   };
 }
 
+async function allocate(
+  job: Job,
+  device: number | "host",
+): Promise<ExpertWeights> {
+  return await ExpertWeights.allocate(job.library, {
+    layout: job.source.layout,
+    layers: job.shape.layers,
+    slots: job.shape.slotsPerRank,
+    device,
+    shareable: job.cluster !== undefined,
+  });
+}
+
 async function connect(
   job: Job,
   weights: readonly ExpertWeights[],
 ): Promise<Engine> {
   const { cluster, maxOpsPerGroup, maxCtas } = job;
-  return await Engine.connect({
-    library: job.library,
-    topology: job.topology,
-    placement: job.from,
-    weights,
-    ranks: job.locals,
-    transport: job.transport,
-    staging: job.staging,
-    timeout: job.timeout,
-    ...(maxOpsPerGroup === undefined ? {} : { maxOpsPerGroup }),
-    ...(maxCtas === undefined ? {} : { maxCtas }),
-    ...(cluster === undefined ? {} : { cluster }),
-  });
+  return await fromOptions(() =>
+    Engine.connect({
+      library: job.library,
+      topology: job.topology,
+      placement: job.from,
+      weights,
+      ranks: job.locals,
+      transport: job.transport,
+      staging: job.staging,
+      timeout: job.timeout,
+      ...(maxOpsPerGroup === undefined ? {} : { maxOpsPerGroup }),
+      ...(maxCtas === undefined ? {} : { maxCtas }),
+      ...(cluster === undefined ? {} : { cluster }),
+    })
+  );
 }
 
 async function rearrangeOnce(
@@ -121,8 +134,8 @@ async function rearrangeOnce(
   },
 ): Promise<JobRun> {
   const { engine, repetition, terminal } = options;
-  const { shape, topology: { nodes }, load } = job;
-  const to = await targetPlacement(job.to, { shape, nodes, load, repetition });
+  const { load } = job;
+  const to = job.to(repetition);
   const before = meanBalancedness(load, engine.placement);
   terminal.progress(job.verify ? "taking digests" : "rearranging");
   const result = await engine.rearrange(to, {
@@ -135,14 +148,23 @@ async function rearrangeOnce(
   return { result, before, after: meanBalancedness(load, to) };
 }
 
-async function saveAll(
+/** Writes the ranks' weights; the process of rank 0 adds the map they follow. */
+async function save(
   job: Job,
-  weights: readonly ExpertWeights[],
-  placement: Placement,
+  options: {
+    readonly folder: string;
+    readonly weights: readonly ExpertWeights[];
+    readonly engine: Engine;
+  },
 ): Promise<void> {
-  await Deno.mkdir(job.save!, { recursive: true });
+  const { folder, weights, engine: { placement } } = options;
+  await Deno.mkdir(folder, { recursive: true });
   for (const [i, rank] of job.locals.entries()) {
     const name = `rank-${String(rank).padStart(5, "0")}.safetensors`;
-    await saveExperts(join(job.save!, name), weights[i]!, { placement, rank });
+    await saveExperts(join(folder, name), weights[i]!, { placement, rank });
+  }
+  if (job.locals[0] === 0) {
+    const map = join(folder, "placement.json");
+    await Deno.writeTextFile(map, `${JSON.stringify(placement)}\n`);
   }
 }

@@ -6,8 +6,9 @@ import { loadExperts } from "../../runtime/checkpoint.ts";
 import { openCheckpoint } from "../../weights/checkpoint.ts";
 import type { ExpertLayout } from "../../weights/layout.ts";
 import { type ModelName, modelShape } from "../../weights/shapes.ts";
-import { UsageError } from "../command.ts";
+import { fromOptions, UsageError } from "../command.ts";
 import type { Flags } from "../flags.ts";
+import type { MapSizes } from "./maps.ts";
 
 /** Seed of synthetic weights; any will do. */
 const SEED = 1;
@@ -25,13 +26,15 @@ export interface WeightsSource extends Disposable {
   ): Promise<void>;
 }
 
-/** Opens what `--weights` or `--shape` name. */
+/** Opens what `--weights` or `--shape` name; a map file may give a shape its sizes. */
 export async function openSource(
   flags: Flags,
-  defaults: { readonly layers: number | undefined },
+  sizes: MapSizes | undefined,
 ): Promise<WeightsSource> {
   const dir = flags.text("weights");
-  if (dir === undefined) return synthetic(flags, defaults.layers);
+  if (dir === undefined) {
+    return await fromOptions(() => synthetic(flags, sizes));
+  }
   for (const name of ["shape", "layers", "experts", "scale"]) {
     if (flags.has(name)) {
       throw new UsageError(`--${name} cannot be combined with --weights`);
@@ -48,17 +51,18 @@ export async function openSource(
   };
 }
 
-function synthetic(flags: Flags, rows: number | undefined): WeightsSource {
-  const layers = flags.number("layers") ?? rows;
-  const experts = flags.number("experts");
+function synthetic(flags: Flags, sizes: MapSizes | undefined): WeightsSource {
+  const layers = flags.number("layers") ?? sizes?.layers;
+  const experts = flags.number("experts") ?? sizes?.experts;
   const scale = flags.number("scale");
-  const shape = modelShape((flags.text("shape") ?? "tiny") as ModelName, {
+  const name = (flags.text("shape") ?? "tiny") as ModelName;
+  const shape = modelShape(name, {
     ...(layers === undefined ? {} : { layers }),
     ...(experts === undefined ? {} : { experts }),
     ...(scale === undefined ? {} : { scale }),
   });
   return {
-    name: `synthetic ${shape.name}${scale === undefined ? "" : ` / ${scale}`}`,
+    name: `synthetic ${name}${scale === undefined ? "" : ` / ${scale}`}`,
     layers: shape.layers,
     experts: shape.experts,
     layout: shape.layout,
