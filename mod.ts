@@ -117,10 +117,14 @@ export {
 } from "./lib/cluster/store_server.ts";
 export { type WaitOptions } from "./lib/cluster/wait.ts";
 
+export { deepseekPolicy } from "./lib/policies/deepseek.ts";
+export { type Objective } from "./lib/policies/objective.ts";
 export {
-  deepseekPolicy,
-  type DeepseekPolicyOptions,
-} from "./lib/policies/deepseek.ts";
+  type Policy,
+  type PolicyInput,
+  type PolicyPlan,
+} from "./lib/policies/policy.ts";
+export { preservePolicy } from "./lib/policies/preserve.ts";
 
 export {
   buildLibrary,

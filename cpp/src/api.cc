@@ -220,8 +220,7 @@ int32_t eplb_weights_register(eplb_handle weights, const uint64_t* table, char* 
 
 int32_t eplb_weights_allocate(eplb_handle weights, uint32_t shareable, char* error,
                               uint64_t capacity) noexcept {
-  return guard(error, capacity,
-               [&] { weights_table().borrow(weights)->allocate(shareable != 0); });
+  return guard(error, capacity, [&] { weights_table().borrow(weights)->allocate(shareable != 0); });
 }
 
 int32_t eplb_weights_write(eplb_handle weights, uint32_t layer, uint32_t slot, uint32_t tensor,
@@ -273,10 +272,9 @@ int32_t eplb_weights_address(eplb_handle weights, uint32_t layer, uint32_t tenso
 int32_t eplb_weights_destroy(eplb_handle weights, char* error, uint64_t capacity) noexcept {
   return guard(error, capacity, [&] {
     const std::shared_ptr<Weights> object = weights_table().find(weights);
+    object->require_unused();                              // without waiting for a run
     const std::lock_guard<std::mutex> turn(object->turn);  // waits for a running call
-    if (object->users > 0) {
-      throw Error(EPLB_BUSY, text("Cannot destroy weights: an engine uses them"));
-    }
+    object->require_unused();
     weights_table().remove(weights);  // throws if another call was faster
     object->closed = true;
     object->release();
@@ -388,7 +386,7 @@ int32_t eplb_engine_destroy(eplb_handle engine, char* error, uint64_t capacity) 
     const std::shared_ptr<Engine> object = engine_table().find(engine);
     object->abort(-1, "the engine was destroyed");
     const std::lock_guard<std::mutex> turn(object->turn);  // waits for a running call
-    engine_table().remove(engine);  // throws if another call was faster
+    engine_table().remove(engine);                         // throws if another call was faster
     object->closed = true;
     object->close();
   });

@@ -28,8 +28,8 @@ template <class Value>
 void require_equal(const RankBlob& own, const RankBlob& peer, const char* what, const Value& mine,
                    const Value& theirs) {
   if (mine == theirs) return;
-  mismatch(peer.fixed.rank, text("its ", what, " is ", theirs, ", but rank ", own.fixed.rank,
-                                 "'s is ", mine));
+  mismatch(peer.fixed.rank,
+           text("its ", what, " is ", theirs, ", but rank ", own.fixed.rank, "'s is ", mine));
 }
 
 // Reads front to back.
@@ -138,16 +138,17 @@ void check_compatible(const RankBlob& own, const RankBlob& peer) {
 
 void check_reachable(const RankBlob& own, const RankBlob& peer) {
   const auto refuse = [&](const std::string& what) {
-    throw Error(EPLB_UNSUPPORTED,
-                text("Cannot pull from rank ", peer.fixed.rank, ": ", what), peer.fixed.rank);
+    throw Error(EPLB_UNSUPPORTED, text("Cannot pull from rank ", peer.fixed.rank, ": ", what),
+                peer.fixed.rank);
   };
   if (!own.fixed.host.same_memory(peer.fixed.host)) {
     refuse(text("it is on \"", peer.fixed.host.name, "\", rank ", own.fixed.rank, " is on \"",
                 own.fixed.host.name, "\", and they share no memory"));
   }
   if (peer.offset.empty()) {
-    refuse("it is in another process and its weights are private; let the library allocate "
-           "shareable weights");
+    refuse(
+        "it is in another process and its weights are private; let the library allocate "
+        "shareable weights");
   }
 }
 

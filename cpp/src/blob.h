@@ -17,7 +17,7 @@ struct RankBlob {
     uint32_t magic, abi_version;
     int32_t rank, world, transport;
     int32_t layers, slots, tensors;
-    int32_t ordinal;       // the device of the weights, -1: host
+    int32_t ordinal;  // the device of the weights, -1: host
     uint32_t staging_sets;
     uint64_t small_bytes;
     HostIdentity host;
@@ -25,8 +25,8 @@ struct RankBlob {
     SegmentReference control;  // rank 0's, when a pull engine has ranks in other processes
     NcclIdBlob nccl_id;        // rank 0's, for NCCL
   } fixed = {};
-  std::vector<uint64_t> tensor_bytes;     // [tensors]
-  std::vector<uint64_t> offset, stride;   // [layers * tensors], in the segment `weights`
+  std::vector<uint64_t> tensor_bytes;    // [tensors]
+  std::vector<uint64_t> offset, stride;  // [layers * tensors], in the segment `weights`
 
   std::vector<char> encode() const;
   // Throws EPLB_PEER_MISMATCH, naming the rank, for bytes that encode() does not make.

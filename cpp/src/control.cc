@@ -33,8 +33,10 @@ uint64_t join(uint32_t upper, uint32_t lower) { return static_cast<uint64_t>(upp
 uint32_t upper(uint64_t word) { return static_cast<uint32_t>(word >> 32); }
 uint32_t lower(uint64_t word) { return static_cast<uint32_t>(word); }
 
-// What a fence says about run `epoch`; its word may be left over from an earlier run.
+// What a fence says about run `epoch`. Its word may be left over from an earlier run; or be taken
+// by a later one, into which no rank goes before all fences of this one are committed.
 Decision decision_in(uint64_t word, uint32_t epoch) {
+  if (upper(word) > epoch) return kCommit;
   return upper(word) == epoch ? static_cast<Decision>(lower(word) >> kDecisionShift) : kUndecided;
 }
 
@@ -65,7 +67,8 @@ void futex(Word& word, int operation, uint32_t value, const timespec* timeout) {
 
 void wake_all(Word& word) { futex(word, FUTEX_WAKE, INT_MAX, nullptr); }
 
-// Sleeps while the word's lower half is that of `seen`; a slice at most, so that cancellations show.
+// Sleeps while the word's lower half is that of `seen`; a slice at most, so that cancellations
+// show.
 void sleep_on(Word& word, uint64_t seen, std::chrono::steady_clock::time_point deadline) {
   const std::chrono::nanoseconds left = deadline - std::chrono::steady_clock::now();
   const timespec timeout = {0, static_cast<long>(std::clamp(left, left.zero(), kSlice).count())};
@@ -127,16 +130,13 @@ std::shared_ptr<Control> Control::open_shared(const SegmentReference& reference,
   const Header* header = static_cast<const Header*>(segment.data());
   if (segment.bytes() != bytes(world, fences) || header->magic != kMagic ||
       header->world != world || header->fences != fences) {
-    throw Error(EPLB_PEER_MISMATCH,
-                text("Cannot open control block: it is not one of ", world, " ranks and ", fences,
-                     " fences"));
+    throw Error(EPLB_PEER_MISMATCH, text("Cannot open control block: it is not one of ", world,
+                                         " ranks and ", fences, " fences"));
   }
   return std::shared_ptr<Control>(new Control(std::move(segment), nullptr));
 }
 
-Word& Control::arrived(uint32_t rank) const {
-  return reinterpret_cast<Word*>(header_ + 1)[rank];
-}
+Word& Control::arrived(uint32_t rank) const { return reinterpret_cast<Word*>(header_ + 1)[rank]; }
 
 Word& Control::fence_word(uint32_t fence) const {
   char* base = reinterpret_cast<char*>(header_) + bytes(header_->world, 0);
@@ -148,9 +148,9 @@ void Control::enter(uint32_t epoch, uint32_t batches) {
     return upper(seen) < epoch ? join(epoch, batches) : seen;
   });
   if (run == join(epoch, batches)) return;
-  throw Error(EPLB_PEER_MISMATCH, text("Cannot begin run ", epoch, " of ", batches,
-                                       " batches: another rank is in run ", upper(run), " of ",
-                                       lower(run), " batches"));
+  throw Error(EPLB_PEER_MISMATCH,
+              text("Cannot begin run ", epoch, " of ", batches, " batches: another rank is in run ",
+                   upper(run), " of ", lower(run), " batches"));
 }
 
 void Control::arrive(uint32_t epoch, uint32_t fence, int32_t rank) {

@@ -10,8 +10,8 @@
 // So there is exactly one decision per fence, every rank reads the same one, and a process that is
 // killed, at whatever instant, has either arrived or not: nobody can be left to differ. A rank that
 // finds "commit" may overwrite its slots, since all ranks have gathered what they need from them;
-// a rank that finds "abort" never will. As ranks pass fences in order, what is committed is the same
-// run of leading batches on every surviving rank.
+// a rank that finds "abort" never will. As ranks pass fences in order, what is committed is the
+// same run of leading batches on every surviving rank.
 //
 // Fence b is passed by batch b, and the one after the last batch by the end of the run.
 #pragma once

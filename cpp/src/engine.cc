@@ -255,9 +255,8 @@ std::shared_ptr<const std::vector<WeightsView>> Engine::map_peers(
 
 void Engine::join_control(const RankBlob& first) {
   if (control_) return;  // made for rank 0's blob
-  control_ = has_remote_ranks()
-                 ? Control::open_shared(first.fixed.control, config_.world, fences())
-                 : Control::create_local(config_.world, fences());
+  control_ = has_remote_ranks() ? Control::open_shared(first.fixed.control, config_.world, fences())
+                                : Control::create_local(config_.world, fences());
 }
 
 std::vector<Executor::Member> Engine::make_movers(
@@ -308,8 +307,11 @@ RunOutcome Engine::run(const int32_t* program, uint64_t words, uint64_t timeout_
   require_whole("run program");
   if (state_ != State::kConnected) refuse("Cannot run program: the engine is not connected");
   const WeightsView& view = locals_[0].weights->view();
-  ProgramLimits limits = {view.layers, view.slots, static_cast<int32_t>(config_.world),
-                          static_cast<int32_t>(config_.staging_cells), {}};
+  ProgramLimits limits = {view.layers,
+                          view.slots,
+                          static_cast<int32_t>(config_.world),
+                          static_cast<int32_t>(config_.staging_cells),
+                          {}};
   for (const Local& local : locals_) limits.local_ranks.push_back(local.rank);
   Program parsed = parse_program(program, words, limits);
 
@@ -332,8 +334,8 @@ uint32_t Engine::settle(uint32_t batches) {
 
 void Engine::abort(int32_t failed_rank, const std::string& reason) {
   if (failed_rank < -1 || failed_rank >= static_cast<int32_t>(config_.world)) {
-    refuse(text("Cannot abort engine: rank ", failed_rank, " is not in a world of ",
-                config_.world));
+    refuse(
+        text("Cannot abort engine: rank ", failed_rank, " is not in a world of ", config_.world));
   }
   cancellation_.cancel(EPLB_ABORTED, failed_rank,
                        reason.empty() ? "the engine was aborted" : "aborted: " + reason);

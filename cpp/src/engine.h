@@ -81,11 +81,11 @@ class Engine : public HandleObject {
   Cancellation cancellation_;
   Progress progress_;
   std::unique_ptr<Crew> crew_;
-  std::vector<std::vector<char>> blobs_;     // of local ranks, once exported
-  std::vector<SegmentReference> segments_;   // whose names are to be removed
-  std::vector<SharedMemory> mappings_;       // of other processes' weights
-  std::shared_ptr<Control> control_;         // made here, when rank 0 is local
-  std::unique_ptr<Executor> executor_;       // once connected
+  std::vector<std::vector<char>> blobs_;    // of local ranks, once exported
+  std::vector<SegmentReference> segments_;  // whose names are to be removed
+  std::vector<SharedMemory> mappings_;      // of other processes' weights
+  std::shared_ptr<Control> control_;        // made here, when rank 0 is local
+  std::unique_ptr<Executor> executor_;      // once connected
 };
 
 }  // namespace eplb

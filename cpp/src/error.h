@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The one exception type of libeplb. api.cc turns it into a status and a text; nothing crosses the ABI.
+// The one exception type of libeplb. api.cc turns it into a status and a text; nothing crosses the
+// ABI.
 #pragma once
 
 #include <cstdint>

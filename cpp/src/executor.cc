@@ -15,8 +15,8 @@ using Clock = std::chrono::steady_clock;
 
 // Whether the rank that meets the error is the one to blame for it.
 bool is_own_fault(const Error& error) {
-  return error.rank < 0 && error.status != EPLB_ABORTED && error.status != EPLB_TIMEOUT &&
-         error.status != EPLB_PEER_FAILED;
+  const bool of_machine = error.status <= EPLB_OUT_OF_MEMORY && error.status > EPLB_NCCL_ERROR;
+  return error.rank < 0 && (of_machine || error.status == EPLB_INTERNAL_ERROR);
 }
 
 }  // namespace
@@ -154,7 +154,7 @@ RunOutcome Executor::run(Program program) {
   crew_.run([this](size_t i) { ranks_[i]->execute(); });
 
   RunOutcome outcome;
-  outcome.error = first_error();
+  outcome.error = take_first_error();
   if (outcome.error) {
     // A rank that has committed a batch proves that all had staged it.
     try {
@@ -186,20 +186,17 @@ uint32_t Executor::settle(uint32_t batches) {
 
 const Mover& Executor::mover(size_t member) const { return ranks_[member]->mover(); }
 
-// The root cause: the error of the rank that gave up first. Only "a peer gave up" can come first and
-// yet be the echo of another local rank's error, which that rank has still to report.
-std::optional<Error> Executor::first_error() const {
-  const RankRun* first = nullptr;
+// The root cause: the error of the rank that gave up first. Only "a peer gave up" can come first
+// and yet be the echo of another local rank's error, which that rank has still to report.
+std::optional<Error> Executor::take_first_error() {
+  std::optional<Error> first, root;
   for (const auto& rank : ranks_) {
-    if (rank->error && (first == nullptr || rank->gave_up_first)) first = rank.get();
+    if (!rank->error) continue;
+    if (!first || rank->gave_up_first) first = rank->error;
+    if (!root && rank->error->status != EPLB_PEER_FAILED) root = rank->error;
+    rank->error.reset();
   }
-  if (first == nullptr || first->error->status != EPLB_PEER_FAILED) {
-    return first == nullptr ? std::nullopt : first->error;
-  }
-  for (const auto& rank : ranks_) {
-    if (rank->error && rank->error->status != EPLB_PEER_FAILED) return rank->error;
-  }
-  return first->error;
+  return first && first->status == EPLB_PEER_FAILED && root ? root : first;
 }
 
 }  // namespace eplb

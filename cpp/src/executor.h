@@ -49,7 +49,7 @@ class Executor {
 
  private:
   class RankRun;
-  std::optional<Error> first_error() const;
+  std::optional<Error> take_first_error();
 
   std::vector<std::unique_ptr<RankRun>> ranks_;
   Crew& crew_;

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // What a transport does for one local rank. The executor drives it on the rank's own thread:
 //
-//   begin · (stage · arrive) for each batch, at most `sets` batches ahead of · (wait · commit) · finish
+//   begin · (stage · arrive) for each batch, at most `sets` batches ahead of · (wait · commit) ·
+//   finish
 //
 // and, after a failure, resolve · commit for the batches that were already decided.
 #pragma once
@@ -37,8 +38,8 @@ struct RankBatch {
 // Addresses of one rank's weights, as seen by this process.
 struct WeightsView {
   int32_t layers = 0, slots = 0, tensors = 0;
-  std::vector<uint64_t> tensor_bytes;      // [tensors]
-  std::vector<uint64_t> address, stride;   // [layers * tensors]; slot 0, and slot to slot
+  std::vector<uint64_t> tensor_bytes;     // [tensors]
+  std::vector<uint64_t> address, stride;  // [layers * tensors]; slot 0, and slot to slot
   uint64_t at(int32_t layer, int32_t tensor, int32_t slot) const {
     const size_t i = static_cast<size_t>(layer) * tensors + tensor;
     return address[i] + stride[i] * slot;
@@ -90,7 +91,8 @@ class Mover {
   virtual ~Mover() = default;
   // The program of one run. Uploads what the device needs; moves nothing.
   virtual void begin(const std::vector<RankBatch>& batches) = 0;
-  // Starts gathering the batch into staging set `batch % sets`. May return before the bytes are there.
+  // Starts gathering the batch into staging set `batch % sets`. May return before the bytes are
+  // there.
   virtual void stage(size_t batch) = 0;
   // Tells every rank, once the bytes are there, that this rank has staged the batch.
   virtual void arrive(size_t batch) = 0;
@@ -100,7 +102,8 @@ class Mover {
   // After a failure, without waiting: is the batch known to be staged everywhere? Once false was
   // answered for a batch, no rank of this process' shared control block will ever commit it.
   virtual bool resolve(size_t batch) = 0;
-  // Starts copying the staged batch into the slots. Ordered before the next stage() of the same set.
+  // Starts copying the staged batch into the slots. Ordered before the next stage() of the same
+  // set.
   virtual void commit(size_t batch) = 0;
   // Returns when every commit is in place here.
   virtual void flush() = 0;

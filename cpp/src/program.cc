@@ -104,7 +104,9 @@ class Parser {
 
   void check_operation(int32_t index) const {
     const OperationWords& op = operations_[index];
-    const auto wrong = [&](const std::string& what) { refuse(text("operation ", index, " ", what)); };
+    const auto wrong = [&](const std::string& what) {
+      refuse(text("operation ", index, " ", what));
+    };
     if (!inside(op.batch, header_.batches)) wrong(text("has batch ", op.batch));
     if (op.round < 0) wrong(text("has round ", op.round));
     if (op.code < EPLB_OP_SEND || op.code > EPLB_OP_DUPLICATE) wrong(text("has code ", op.code));
@@ -145,7 +147,8 @@ class Parser {
       const OperationWords& op = operations_[i];
       if (local_of_[op.peer] < 0) continue;
       if (op.code == EPLB_OP_SEND) {
-        sends.push_back({{op.batch, op.round, op.rank, op.peer, op.layer, op.slot, op.peer_slot}, i});
+        sends.push_back(
+            {{op.batch, op.round, op.rank, op.peer, op.layer, op.slot, op.peer_slot}, i});
       } else if (op.code == EPLB_OP_RECEIVE) {
         receives.push_back(
             {{op.batch, op.round, op.peer, op.rank, op.layer, op.peer_slot, op.slot}, i});

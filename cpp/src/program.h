@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Programs: from the flat words of eplb.h to what each local rank does, checked before anything moves.
+// Programs: from the flat words of eplb.h to what each local rank does, checked before anything
+// moves.
 #pragma once
 
 #include <cstdint>

@@ -31,8 +31,8 @@ class PullMover : public Mover {
         cells_(config.staging.cells),
         sets_(config.staging.sets),
         layout_(own_.tensor_bytes),
-        expert_bytes_(std::accumulate(own_.tensor_bytes.begin(), own_.tensor_bytes.end(),
-                                      uint64_t{0})),
+        expert_bytes_(
+            std::accumulate(own_.tensor_bytes.begin(), own_.tensor_bytes.end(), uint64_t{0})),
         views_(std::move(views)),
         control_(std::move(control)),
         cancellation_(cancellation) {

@@ -12,6 +12,8 @@
 #include <cstdio>
 #include <cstring>
 #include <fstream>
+#include <map>
+#include <mutex>
 #include <utility>
 
 #include "error.h"
@@ -30,7 +32,8 @@ struct SegmentHeader {
 
 [[noreturn]] void fail(const char* verb, const std::string& name, int code,
                        int32_t status = EPLB_SYSTEM_ERROR) {
-  throw Error(status, text("Cannot ", verb, " shared memory \"", name, "\": ", std::strerror(code)));
+  throw Error(status,
+              text("Cannot ", verb, " shared memory \"", name, "\": ", std::strerror(code)));
 }
 
 void fill_random(void* target, size_t bytes) {
@@ -46,8 +49,7 @@ std::string random_name() {
   fill_random(bits, sizeof(bits));
   char name[48];
   std::snprintf(name, sizeof(name), "%s%016llx%016llx", kNamePrefix,
-                static_cast<unsigned long long>(bits[0]),
-                static_cast<unsigned long long>(bits[1]));
+                static_cast<unsigned long long>(bits[0]), static_cast<unsigned long long>(bits[1]));
   return name;
 }
 
@@ -65,6 +67,42 @@ void reserve(int file, const std::string& name, uint64_t bytes) {
               text("Cannot reserve ", bytes, " bytes of shared memory: ", std::strerror(code),
                    " in /dev/shm (containers often limit it: --shm-size, or --ipc=host)"));
 }
+
+// Names that this process has made. What is left of them when it exits, by an uncaught error say,
+// is removed then: nobody could be told of them any more.
+class LiveNames {
+ public:
+  void add(const std::string& name) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    owners_[name] = ::getpid();
+  }
+
+  void remove(const std::string& name) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (owners_.erase(name) > 0) ::shm_unlink(name.c_str());
+  }
+
+  void remove_all() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    for (const auto& [name, owner] : owners_) {
+      if (owner == ::getpid()) ::shm_unlink(name.c_str());  // not those of a forking parent
+    }
+    owners_.clear();
+  }
+
+ private:
+  std::mutex mutex_;
+  std::map<std::string, pid_t> owners_;
+};
+
+LiveNames& live_names() {
+  static auto* names = new LiveNames;  // other threads may outlive static objects
+  return *names;
+}
+
+const struct Sweeper {
+  ~Sweeper() { live_names().remove_all(); }
+} sweeper;
 
 class File {
  public:
@@ -101,6 +139,7 @@ SharedMemory SharedMemory::create(uint64_t bytes) {
   File file(::shm_open(name.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600));
   if (file.get() < 0) fail("create", name, errno);
   SharedMemory memory;
+  live_names().add(name);
   memory.name_ = name;  // from here on the destructor removes it
   memory.token_ = random_token();
   reserve(file.get(), name, bytes > UINT64_MAX - kHeaderBytes ? UINT64_MAX : bytes + kHeaderBytes);
@@ -138,7 +177,7 @@ SharedMemory SharedMemory::open(const SegmentReference& reference) {
 }
 
 SharedMemory::~SharedMemory() {
-  if (!name_.empty()) ::shm_unlink(name_.c_str());
+  if (!name_.empty()) live_names().remove(name_);
   if (mapping_ != nullptr) ::munmap(mapping_, bytes_ + kHeaderBytes);
   if (file_ >= 0) ::close(file_);
 }
@@ -188,8 +227,8 @@ bool HostIdentity::same_memory(const HostIdentity& other) const {
 HostIdentity this_host() {
   HostIdentity identity = {};
   ::gethostname(identity.name, sizeof(identity.name) - 1);
-  std::ifstream("/proc/sys/kernel/random/boot_id").getline(identity.boot_id,
-                                                           sizeof(identity.boot_id));
+  std::ifstream("/proc/sys/kernel/random/boot_id")
+      .getline(identity.boot_id, sizeof(identity.boot_id));
   struct stat status;
   if (::stat("/dev/shm", &status) == 0) identity.shared_memory_device = status.st_dev;
   return identity;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A segment of memory that processes of one user share: POSIX shared memory with an unguessable name.
+// A segment of memory that processes of one user share: POSIX shared memory with an unguessable
+// name.
 #pragma once
 
 #include <cstdint>
@@ -9,10 +10,10 @@ namespace eplb {
 
 // How another process finds a segment; travels in bootstrap blobs.
 struct SegmentReference {
-  char name[64];       // empty: there is no segment
-  int32_t pid, file;   // the creator's open file, which outlives the name
-  uint64_t token;      // also in the segment's header, so that a recycled name is noticed
-  uint64_t bytes;      // of data
+  char name[64];      // empty: there is no segment
+  int32_t pid, file;  // the creator's open file, which outlives the name
+  uint64_t token;     // also in the segment's header, so that a recycled name is noticed
+  uint64_t bytes;     // of data
 };
 
 // 64 random bits.

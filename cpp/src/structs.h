@@ -44,8 +44,10 @@ Struct read_struct(const Struct* from) {
   const char* bytes = reinterpret_cast<const char*>(from);
   for (uint32_t i = sizeof(Struct); i < size; ++i) {
     if (bytes[i] != 0) {
-      throw Error(EPLB_BAD_STRUCT, text("Cannot read struct: byte ", i, " is set, but this library "
-                                        "knows ", sizeof(Struct), " bytes"));
+      throw Error(EPLB_BAD_STRUCT, text("Cannot read struct: byte ", i,
+                                        " is set, but this library "
+                                        "knows ",
+                                        sizeof(Struct), " bytes"));
     }
   }
   Struct known = {};

@@ -120,8 +120,8 @@ void Weights::check_overlaps(const WeightsView& view) const {
     const int32_t i = owner / view.slots;
     return text(place(i / view.tensors, i % view.tensors), ", slot ", owner % view.slots);
   };
-  refuse(text("Cannot register weights: ", name(overlap->first), " overlaps ",
-              name(overlap->second)));
+  refuse(
+      text("Cannot register weights: ", name(overlap->first), " overlaps ", name(overlap->second)));
 }
 
 void Weights::allocate(bool shareable) {
@@ -215,6 +215,10 @@ void Weights::digest(uint64_t* digests) {
 TensorPlace Weights::find(uint32_t layer, uint32_t tensor) const {
   const uint64_t address = locate("find", layer, 0, tensor, 0, 0);
   return {address, view_.stride[static_cast<size_t>(layer) * view_.tensors + tensor]};
+}
+
+void Weights::require_unused() const {
+  if (users > 0) throw Error(EPLB_BUSY, "Cannot destroy weights: an engine uses them");
 }
 
 void Weights::release() {

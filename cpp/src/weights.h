@@ -49,20 +49,21 @@ class Weights : public HandleObject {
   // Every byte of the weights is in one of these, which do not overlap; `owner` is as given.
   std::vector<Range> hulls(int32_t owner) const;
 
-  // Engines that use the weights now.
+  // Engines that use the weights now. The first comes in a turn.
   std::atomic<int32_t> users{0};
+  void require_unused() const;
 
  private:
   void require_memory(const char* verb) const;
-  uint64_t locate(const char* verb, uint32_t layer, uint32_t slot, uint32_t tensor,
-                  uint64_t offset, uint64_t bytes) const;
+  uint64_t locate(const char* verb, uint32_t layer, uint32_t slot, uint32_t tensor, uint64_t offset,
+                  uint64_t bytes) const;
   void check_registration(const WeightsView& view) const;
   void check_overlaps(const WeightsView& view) const;
 
   std::shared_ptr<Device> device_;
-  WeightsView view_;        // addresses are empty until there is memory
-  Allocation slab_;         // the library's memory, when private
-  SharedMemory segment_;    // the library's memory, when shareable
+  WeightsView view_;      // addresses are empty until there is memory
+  Allocation slab_;       // the library's memory, when private
+  SharedMemory segment_;  // the library's memory, when shareable
 };
 
 }  // namespace eplb

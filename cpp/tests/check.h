@@ -33,8 +33,7 @@ void equal(const A& actual, const B& expected, const char* text, const char* fil
   }
 }
 
-inline void contains(const std::string& text, const std::string& part, const char* file,
-                     int line) {
+inline void contains(const std::string& text, const std::string& part, const char* file, int line) {
   if (text.find(part) == std::string::npos) {
     fail(file, line, "\"", text, "\" does not contain \"", part, "\"");
   }
@@ -47,8 +46,8 @@ inline void contains(const std::string& text, const std::string& part, const cha
 
 // A case: TEST("criterion") { … }
 #define TEST(name) TEST_(name, CHECK_JOIN(test_case_, __LINE__))
-#define TEST_(name, function)                                                     \
-  static void function();                                                         \
+#define TEST_(name, function)                                                      \
+  static void function();                                                          \
   static const ::check::Registration CHECK_JOIN(function, _entry)(name, function); \
   static void function()
 
@@ -56,6 +55,5 @@ inline void contains(const std::string& text, const std::string& part, const cha
   do {                                                                            \
     if (!(condition)) ::check::fail(__FILE__, __LINE__, #condition " is not so"); \
   } while (false)
-#define CHECK_EQ(actual, expected) \
-  ::check::equal((actual), (expected), #actual, __FILE__, __LINE__)
+#define CHECK_EQ(actual, expected) ::check::equal((actual), (expected), #actual, __FILE__, __LINE__)
 #define CHECK_CONTAINS(text, part) ::check::contains((text), (part), __FILE__, __LINE__)

@@ -148,7 +148,9 @@ TEST("names of shared memory go away with seal, or with the engine and the weigh
     CHECK_EQ(shared_memory_names().size(), names);
     MUST(eplb_engine_seal, there.engine.handle());
   }
-  { const Single here(0), there(1); }
+  {
+    const Single here(0), there(1);
+  }
   CHECK_EQ(shared_memory_names().size(), names);
 }
 

@@ -75,16 +75,18 @@ void rounds_of_failures(uint32_t world, uint32_t rounds, uint32_t ahead) {
       ranks[i].pass(*control, 1, rank, own, ahead, [&](uint32_t fence) {
         if (rank != quitter || fence != moment) return;
         let_pass(pause);
-        if (way == 0) throw Error(EPLB_CUDA_ERROR, "test", rank);            // while staging
-        if (way == 1) own.cancel(EPLB_ABORTED, -1, "test");                  // in a wait
+        if (way == 0) throw Error(EPLB_CUDA_ERROR, "test", rank);                 // while staging
+        if (way == 1) own.cancel(EPLB_ABORTED, -1, "test");                       // in a wait
         if (way == 2) own.reset(Clock::now() + std::chrono::nanoseconds(pause));  // by time
       });
     });
-    CHECK(ranks[quitter].error);
+    // A cancellation may come too late to matter: then all ranks have come to the end.
+    const bool failed = ranks[quitter].error.has_value();
+    CHECK(failed || way != 0);
     for (uint32_t i = 0; i < world; ++i) {
-      CHECK_EQ(ranks[i].committed, ranks[quitter].committed);
-      CHECK(ranks[i].error);
-      if (static_cast<int32_t>(i) == quitter) continue;
+      CHECK_EQ(ranks[i].committed, failed ? ranks[quitter].committed : kBatches);
+      CHECK_EQ(ranks[i].error.has_value(), failed);
+      if (!failed || static_cast<int32_t>(i) == quitter) continue;
       CHECK_EQ(ranks[i].error->status, EPLB_PEER_FAILED);
       if (way != 2) CHECK_EQ(ranks[i].error->rank, quitter);
       CHECK_CONTAINS(ranks[i].error->what(), "rank " + std::to_string(quitter) + " gave up: ");
@@ -184,9 +186,10 @@ TEST("wait() names the ranks that are late when the time limit passes") {
   } catch (const Error& error) {
     CHECK_EQ(error.status, EPLB_TIMEOUT);
     CHECK_EQ(error.rank, 1);
-    CHECK_EQ(std::string(error.what()),
-             "Cannot commit batch 0: the time limit has passed, and rank 1 and 1 more have not come "
-             "so far");
+    CHECK_EQ(
+        std::string(error.what()),
+        "Cannot commit batch 0: the time limit has passed, and rank 1 and 1 more have not come "
+        "so far");
   }
   CHECK(Clock::now() - start >= std::chrono::milliseconds(24));
   try {

@@ -108,8 +108,8 @@ TEST("launch_copy() moves the bytes of every piece and no others") {
       for (const Span& span : random_spans(kBytes, aligned, random)) {
         const uint64_t room = kBytes - span.bytes + 1;
         const uint64_t from = aligned ? random() % room / 16 * 16 : random() % room;
-        pieces.push_back({target.memory.address() + span.address, source.memory.address() + from,
-                          span.bytes});
+        pieces.push_back(
+            {target.memory.address() + span.address, source.memory.address() + from, span.bytes});
       }
       std::shuffle(pieces.begin(), pieces.end(), random);
       // The middle of the list, as a run uses it: pieces before and after belong to other batches.

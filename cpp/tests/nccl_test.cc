@@ -38,8 +38,8 @@ void in_parallel(size_t count, Task task) {
 class GpuWeights {
  public:
   GpuWeights(const Shape& shape, int32_t ordinal) {
-    const eplb_weights_config config = {sizeof(config), 1, ordinal, shape.layers, shape.slots,
-                                        shape.tensors()};
+    const eplb_weights_config config = {sizeof(config), 1,           ordinal,
+                                        shape.layers,   shape.slots, shape.tensors()};
     MUST(eplb_weights_create, &config, shape.tensor_bytes.data(), &handle_);
     MUST(eplb_weights_allocate, handle_, 0u);
   }

@@ -187,7 +187,8 @@ TEST("parse_program() survives damaged words") {
   int accepted = 0;
   for (int i = 0; i < 20000; ++i) {
     std::vector<int32_t> damaged = good;
-    const int32_t values[] = {-1, 0, 1, 2, 3, 4, INT32_MAX, INT32_MIN, static_cast<int32_t>(random())};
+    const int32_t values[] = {
+        -1, 0, 1, 2, 3, 4, INT32_MAX, INT32_MIN, static_cast<int32_t>(random())};
     for (uint64_t k = 0; k <= random() % 3; ++k) {
       damaged[random() % damaged.size()] = values[random() % 9];
     }

@@ -16,8 +16,8 @@ uint64_t Shape::expert_bytes() const {
 }
 
 Weights::Weights(const Shape& shape, Memory memory) {
-  const eplb_weights_config config = {sizeof(config), 1, -1, shape.layers, shape.slots,
-                                      shape.tensors()};
+  const eplb_weights_config config = {sizeof(config), 1,           -1,
+                                      shape.layers,   shape.slots, shape.tensors()};
   MUST(eplb_weights_create, &config, shape.tensor_bytes.data(), &handle_);
   if (memory != Memory::kRegistered) {
     MUST(eplb_weights_allocate, handle_, memory == Memory::kShared ? 1u : 0u);
@@ -44,8 +44,11 @@ Weights::~Weights() {
 Bytes random_bytes(const Shape& shape, std::mt19937_64& random) {
   Bytes bytes(shape.layers * shape.slots);
   for (std::string& expert : bytes) {
+    while (expert.size() < shape.expert_bytes()) {
+      const uint64_t word = random();
+      expert.append(reinterpret_cast<const char*>(&word), sizeof(word));
+    }
     expert.resize(shape.expert_bytes());
-    for (char& byte : expert) byte = static_cast<char>(random());
   }
   return bytes;
 }
@@ -89,8 +92,8 @@ std::vector<int32_t> Script::words(const std::vector<int32_t>& local_ranks) cons
   }
   for (const Op& op : ops) {
     if (std::count(local_ranks.begin(), local_ranks.end(), op.rank) == 0) continue;
-    for (const int32_t word : {op.batch, op.round, op.rank, op.code, op.layer, op.slot, op.peer,
-                               op.peer_slot}) {
+    for (const int32_t word :
+         {op.batch, op.round, op.rank, op.code, op.layer, op.slot, op.peer, op.peer_slot}) {
       body.push_back(word);
     }
     ++count;
@@ -142,8 +145,7 @@ Script random_script(const Shape& shape, uint32_t world, uint32_t cells, std::mt
           const int32_t peer = below(world);
           if (kind == 0) continue;
           if (kind == 1 && base >= 0) {
-            script.ops.push_back(
-                {batch, round, rank, EPLB_OP_DUPLICATE, layer, slot, rank, base});
+            script.ops.push_back({batch, round, rank, EPLB_OP_DUPLICATE, layer, slot, rank, base});
           } else if (used[rank] < cells) {
             ++used[rank];
             base = slot;
@@ -188,8 +190,8 @@ Engine::~Engine() {
 
 std::vector<char> Engine::blob(uint32_t index) const {
   uint64_t bytes = 0;
-  const Outcome sized = call(eplb_engine_export, handle_, index, static_cast<void*>(nullptr),
-                             uint64_t{0}, &bytes);
+  const Outcome sized =
+      call(eplb_engine_export, handle_, index, static_cast<void*>(nullptr), uint64_t{0}, &bytes);
   if (sized.status != EPLB_INVALID_ARGUMENT) check::fail(__FILE__, __LINE__, sized.error);
   std::vector<char> blob(bytes);
   MUST(eplb_engine_export, handle_, index, static_cast<void*>(blob.data()), bytes, &bytes);

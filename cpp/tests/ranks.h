@@ -27,12 +27,12 @@ Outcome call(Function function, Arguments... arguments) {
 }
 
 // A call that must succeed.
-#define MUST(...)                                                              \
-  do {                                                                         \
-    const ::ranks::Outcome must_outcome = ::ranks::call(__VA_ARGS__);          \
-    if (must_outcome.status != EPLB_OK) {                                      \
+#define MUST(...)                                                               \
+  do {                                                                          \
+    const ::ranks::Outcome must_outcome = ::ranks::call(__VA_ARGS__);           \
+    if (must_outcome.status != EPLB_OK) {                                       \
       ::check::fail(__FILE__, __LINE__, #__VA_ARGS__ ": ", must_outcome.error); \
-    }                                                                          \
+    }                                                                           \
   } while (false)
 
 // A call that must fail with this status, and a text with this part.
@@ -107,8 +107,7 @@ class Engine {
  public:
   Engine(const eplb_engine_config& config, const std::vector<int32_t>& local_ranks,
          const std::vector<eplb_handle>& weights);
-  Engine(Engine&& other) noexcept
-      : handle_(other.handle_), ranks_(std::move(other.ranks_)) {
+  Engine(Engine&& other) noexcept : handle_(other.handle_), ranks_(std::move(other.ranks_)) {
     other.handle_ = 0;
   }
   Engine& operator=(Engine&&) = delete;

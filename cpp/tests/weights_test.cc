@@ -12,8 +12,8 @@ namespace {
 class Bare {  // weights without memory
  public:
   explicit Bare(const Shape& shape) {
-    const eplb_weights_config config = {sizeof(config), 1, -1, shape.layers, shape.slots,
-                                        shape.tensors()};
+    const eplb_weights_config config = {sizeof(config), 1,           -1,
+                                        shape.layers,   shape.slots, shape.tensors()};
     MUST(eplb_weights_create, &config, shape.tensor_bytes.data(), &handle);
   }
   ~Bare() { eplb_weights_destroy(handle, nullptr, 0); }
@@ -86,8 +86,8 @@ TEST("weights get memory once, and are refused before they have it") {
 TEST("eplb_weights_create() refuses shapes that no memory can have") {
   const auto refuse = [](uint32_t layers, uint32_t slots, std::vector<uint64_t> bytes,
                          const std::string& part) {
-    const eplb_weights_config config = {sizeof(config), 1, -1, layers, slots,
-                                        static_cast<uint32_t>(bytes.size())};
+    const eplb_weights_config config = {sizeof(config), 1,     -1,
+                                        layers,         slots, static_cast<uint32_t>(bytes.size())};
     eplb_handle handle = 0;
     bytes.push_back(0);  // data() of an empty vector may be null
     const Outcome outcome = call(eplb_weights_create, &config, bytes.data(), &handle);
@@ -147,8 +147,8 @@ TEST("eplb_weights_write() and eplb_weights_read() stay inside one expert's tens
   const Bytes all = read_all(weights, shape);
   CHECK_EQ(all[5], std::string("abcdefgh\0\0\0a", 12));
   MUST_FAIL(EPLB_INVALID_ARGUMENT, "3 bytes at offset 2 of layer 0, tensor 1, which has 4 bytes",
-            eplb_weights_read, weights.handle(), 0u, 0u, 1u, uint64_t{2},
-            static_cast<void*>(bytes), uint64_t{3});
+            eplb_weights_read, weights.handle(), 0u, 0u, 1u, uint64_t{2}, static_cast<void*>(bytes),
+            uint64_t{3});
 }
 
 // digest.h in its own words, byte by byte.
@@ -194,10 +194,10 @@ TEST("eplb_weights_digest() tells swapped words and lengths of zeros apart") {
   const Shape shape = {1, 2, {16, 24}};
   const Weights weights(shape, Memory::kPrivate);
   const uint64_t ab[2] = {1, 2}, ba[2] = {2, 1};
-  MUST(eplb_weights_write, weights.handle(), 0u, 0u, 0u, uint64_t{0},
-       static_cast<const void*>(ab), uint64_t{16});
-  MUST(eplb_weights_write, weights.handle(), 0u, 1u, 0u, uint64_t{0},
-       static_cast<const void*>(ba), uint64_t{16});
+  MUST(eplb_weights_write, weights.handle(), 0u, 0u, 0u, uint64_t{0}, static_cast<const void*>(ab),
+       uint64_t{16});
+  MUST(eplb_weights_write, weights.handle(), 0u, 1u, 0u, uint64_t{0}, static_cast<const void*>(ba),
+       uint64_t{16});
   uint64_t digests[4];
   MUST(eplb_weights_digest, weights.handle(), digests);
   CHECK(digests[0] != digests[2]);

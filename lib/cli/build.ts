@@ -36,7 +36,7 @@ export const build: Command = {
     if (flags.has("json")) {
       terminal.print(JSON.stringify({ ...built, seconds }, null, 2));
     } else {
-      terminal.note(
+      terminal.print(
         `built ${built.path} (${built.cuda ? "CUDA" : "host only"}) in ${
           seconds.toFixed(1)
         } s`,

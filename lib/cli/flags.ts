@@ -132,7 +132,7 @@ function readNumber(flag: Flag, text: string): number {
   const max = flag.max ??
     (type === "count" ? INT32_MAX : Number.MAX_SAFE_INTEGER);
   if (fits && value > 0 && value <= max) return value;
-  const limit = value > max ? ` and at most ${max}` : "";
+  const limit = value > max ? `, at most ${max}` : "";
   throw new UsageError(
     `--${name} must be ${KINDS[type]}${limit}: it is "${text}"`,
   );

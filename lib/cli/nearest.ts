@@ -3,7 +3,9 @@ export function nearest(
   name: string,
   names: readonly string[],
 ): string | undefined {
-  const limit = Math.max(1, Math.floor(name.length / 3));
+  const { length } = name;
+  // A third of the letters; two are a swap, which four letters can bear.
+  const limit = Math.max(length >= 4 ? 2 : 1, Math.floor(length / 3));
   let best: string | undefined;
   let least = limit + 1;
   for (const candidate of names) {

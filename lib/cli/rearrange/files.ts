@@ -6,10 +6,10 @@ export async function readJSON(path: string): Promise<unknown> {
   try {
     text = await Deno.readTextFile(path);
   } catch (cause) {
-    if (cause instanceof Deno.errors.NotFound) {
-      throw new Deno.errors.NotFound(`Cannot read "${path}": no such file`);
-    }
-    throw cause;
+    const { message } = cause as Error;
+    const missing = cause instanceof Deno.errors.NotFound;
+    const state = missing ? "no such file" : message;
+    throw new Error(`Cannot read "${path}": ${state}`, { cause });
   }
   try {
     return JSON.parse(text);

@@ -138,13 +138,15 @@ async function rearrangeOnce(
   const to = job.to(repetition);
   const before = meanBalancedness(load, engine.placement);
   terminal.progress(job.verify ? "taking digests" : "rearranging");
-  const result = await engine.rearrange(to, {
-    sources: job.sources,
-    verify: job.verify,
-    timeout: job.timeout,
-    onProgress: (done, all) =>
-      terminal.progress(`rearranging: ${done} of ${all} layers`),
-  });
+  const result = await fromOptions(() =>
+    engine.rearrange(to, {
+      sources: job.sources,
+      verify: job.verify,
+      timeout: job.timeout,
+      onProgress: (done, all) =>
+        terminal.progress(`rearranging: ${done} of ${all} layers`),
+    })
+  );
   return { result, before, after: meanBalancedness(load, to) };
 }
 

@@ -2,6 +2,7 @@
 
 import { Placement, type PlacementShape } from "../../placement.ts";
 import { deepseekPolicy } from "../../policies/deepseek.ts";
+import type { Topology } from "../../topology.ts";
 import { UsageError } from "../command.ts";
 import { readJSON } from "./files.ts";
 import { seedOf } from "./seed.ts";
@@ -11,15 +12,14 @@ export type MapChoice =
   | { readonly kind: "contiguous" }
   | { readonly kind: "random"; readonly seed: number }
   | { readonly kind: "deepseek" }
-  | {
-    readonly kind: "file";
-    readonly path: string;
-    readonly value: unknown;
-    readonly sizes: MapSizes;
-  };
+  | MapFile;
 
-/** The sizes that a map file implies. */
-export interface MapSizes {
+/** A file with a map, and the sizes that it implies. */
+export interface MapFile {
+  readonly kind: "file";
+  readonly path: string;
+  /** The parsed JSON. */
+  readonly value: unknown;
   /** Number of rows. */
   readonly layers: number;
   /** Slots of all ranks, per layer. */
@@ -33,15 +33,16 @@ export async function readMap(text: string): Promise<MapChoice> {
   if (text === "contiguous" || text === "deepseek") return { kind: text };
   const seed = seedOf(text, "random");
   if (seed !== undefined) return { kind: "random", seed };
-  const value = await readJSON(text);
-  return { kind: "file", path: text, value, sizes: sizesOf(value, text) };
+  return openMap(text, await readJSON(text));
 }
 
 /** Only a look at the sizes: whether the map is valid is for `Placement` to say. */
-function sizesOf(value: unknown, path: string): MapSizes {
+function openMap(path: string, value: unknown): MapFile {
   const rows = (value as { physical_to_logical_map?: unknown } | null)
     ?.physical_to_logical_map;
-  if (!Array.isArray(rows) || !Array.isArray(rows[0])) {
+  const isMap = Array.isArray(rows) && rows.length > 0 &&
+    rows.every(Array.isArray);
+  if (!isMap) {
     throw new TypeError(
       `Cannot use map "${path}": "physical_to_logical_map" must be an array of layers`,
     );
@@ -53,11 +54,8 @@ function sizesOf(value: unknown, path: string): MapSizes {
   if (highest === -1) {
     throw new RangeError(`Cannot use map "${path}": it holds no expert`);
   }
-  return {
-    layers: rows.length,
-    slots: rows[0].length,
-    experts: highest + 1,
-  };
+  const [layers, slots, experts] = [rows.length, rows[0]!.length, highest + 1];
+  return { kind: "file", path, value, layers, slots, experts };
 }
 
 /** Makes the placement that a choice stands for, in the sizes of a job. */
@@ -65,13 +63,13 @@ export function placementOf(
   choice: MapChoice,
   options: {
     readonly shape: PlacementShape;
-    readonly nodes: number;
+    readonly topology: Topology;
     readonly load: Float64Array | undefined;
     /** Added to the seed, so that repeated rearrangements differ. */
     readonly repetition?: number;
   },
 ): Placement {
-  const { shape, nodes, load, repetition = 0 } = options;
+  const { shape, topology, load, repetition = 0 } = options;
   switch (choice.kind) {
     case "contiguous":
       return Placement.contiguous(shape);
@@ -81,16 +79,13 @@ export function placementOf(
       if (load === undefined) {
         throw new UsageError("The map deepseek needs a load: give --load");
       }
-      return deepseekPolicy(load, { ...shape, nodes });
+      return deepseekPolicy({ ...shape, topology, load }).placement;
     case "file":
       return fitting(choice, shape);
   }
 }
 
-function fitting(
-  file: Extract<MapChoice, { kind: "file" }>,
-  shape: PlacementShape,
-): Placement {
+function fitting(file: MapFile, shape: PlacementShape): Placement {
   const { ranks, experts, layers, slotsPerRank } = shape;
   const refuse = (state: string, cause?: unknown): never => {
     throw new RangeError(`Cannot use map "${file.path}": ${state}`, { cause });

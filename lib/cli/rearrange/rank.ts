@@ -3,6 +3,7 @@
 import type { RankIdentity } from "../../cluster/identity.ts";
 import { StoreClient } from "../../cluster/store_client.ts";
 import { StoreServer } from "../../cluster/store_server.ts";
+import { messageOf } from "../../runtime/waiting.ts";
 import { UsageError } from "../command.ts";
 import type { Flags } from "../flags.ts";
 import type { Terminal } from "../terminal.ts";
@@ -17,19 +18,11 @@ export async function runAsRank(
 ): Promise<RearrangeReport> {
   const { identity, terminal } = options;
   refuseContradictions(flags, identity);
-  const { rank, worldSize, token, storeHost: host, storePort: port } = identity;
+  const { rank, token, storeHost: host, storePort: port } = identity;
   const timeout = timeoutOf(flags);
   await using owned = new AsyncDisposableStack();
   if (rank === 0 && identity.source !== "eplb") {
-    const anywhere = { host: "0.0.0.0", port };
-    owned.use(
-      StoreServer.listen({
-        worldSize,
-        token,
-        ...anywhere,
-        joinTimeout: timeout,
-      }),
-    );
+    owned.use(hostStore(identity, timeout));
   }
   terminal.progress(`joining the store at ${host}:${port}`);
   const cluster = owned.use(
@@ -42,8 +35,25 @@ export async function runAsRank(
     await cluster.gather("done", new Uint8Array(0), { timeout });
     return makeReport(job, outcome);
   } catch (error) {
-    await cluster.fail(error instanceof Error ? error.message : String(error));
+    await cluster.fail(messageOf(error));
     throw error;
+  }
+}
+
+/** The store of a job whose launcher has none for us. */
+function hostStore(
+  { worldSize, token, storePort: port }: RankIdentity,
+  joinTimeout: number,
+): StoreServer {
+  try {
+    const host = "0.0.0.0";
+    return StoreServer.listen({ worldSize, token, host, port, joinTimeout });
+  } catch (cause) {
+    if (!(cause instanceof Deno.errors.AddrInUse)) throw cause;
+    throw new Error(
+      `Cannot host the store: port ${port} is taken, EPLB_STORE_PORT can name another`,
+      { cause },
+    );
   }
 }
 

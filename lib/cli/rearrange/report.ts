@@ -25,7 +25,7 @@ export interface RearrangeReport {
   readonly transport: string;
   readonly processes: number;
   readonly sources: string;
-  /** Slots over all layers and ranks. */
+  /** Slots of all layers and ranks that hold an expert, by where it came from. */
   readonly moves: {
     readonly unchanged: number;
     readonly sameRank: number;
@@ -114,12 +114,13 @@ function verdict(outcome: JobOutcome): boolean | null {
 export function reportText(report: RearrangeReport, color: boolean): string {
   const where = report.device === "cuda" ? "GPUs" : "host memory";
   return [
-    `${report.weights}: ${report.layers} layers, ${report.experts} experts of ` +
-    `${formatBytes(report.expertBytes)}`,
-    `${report.ranks} ranks with ${report.slotsPerRank} slots on ${report.nodes} ` +
-    `${report.nodes === 1 ? "node" : "nodes"}, in ${where}, transport ` +
-    `${report.transport}, ${report.processes} ` +
-    `${report.processes === 1 ? "process" : "processes"}`,
+    `${report.weights}: ${count(report.layers, "layer")}, ` +
+    `${count(report.experts, "expert")} of ${formatBytes(report.expertBytes)}`,
+    `${count(report.ranks, "rank")} with ${
+      count(report.slotsPerRank, "slot")
+    } ` +
+    `on ${count(report.nodes, "node")}, in ${where}, transport ` +
+    `${report.transport}, ${count(report.processes, "process", "processes")}`,
     "",
     movesTable(report, color),
     "",
@@ -128,6 +129,10 @@ export function reportText(report: RearrangeReport, color: boolean): string {
     "",
     verdictText(report),
   ].join("\n");
+}
+
+function count(number: number, one: string, many = `${one}s`): string {
+  return `${number} ${number === 1 ? one : many}`;
 }
 
 function movesTable(report: RearrangeReport, color: boolean): string {

@@ -8,7 +8,7 @@ import { UsageError } from "../command.ts";
 import type { Flags } from "../flags.ts";
 import type { Job } from "./job.ts";
 import { readLoad } from "./load.ts";
-import { type MapChoice, type MapSizes, placementOf, readMap } from "./maps.ts";
+import { type MapChoice, type MapFile, placementOf, readMap } from "./maps.ts";
 import { openSource, type WeightsSource } from "./source.ts";
 import { chooseWorld, type Member, type World } from "./world.ts";
 
@@ -28,15 +28,14 @@ export async function setUp(flags: Flags, member?: Member): Promise<Job> {
   const to = await readMap(flags.text("to") ?? "random:1");
   refuseContradictions(flags, to);
   await refuseFile(flags.text("save"));
-  const sizes = [from, to].find((map) => map.kind === "file")?.sizes;
-  const source = await openSource(flags, sizes);
+  const file = [from, to].find((map) => map.kind === "file");
+  const source = await openSource(flags, file);
   try {
     const world = await chooseWorld(flags, { library, member, timeout });
-    const shape = chooseShape(flags, { world, source, sizes });
+    const shape = chooseShape(flags, { world, source, file });
     refuseTooMuch(shape, world, source);
     const load = await readLoad(flags.text("load"), shape);
-    const { nodes } = world.topology;
-    const options = { shape, nodes, load };
+    const options = { shape, topology: world.topology, load };
     const start = placementOf(from, options);
     const target = placementOf(to, options);
     return {
@@ -95,10 +94,10 @@ function chooseShape(
   options: {
     readonly world: World;
     readonly source: WeightsSource;
-    readonly sizes: MapSizes | undefined;
+    readonly file: MapFile | undefined;
   },
 ): PlacementShape {
-  const { world: { topology: { ranks } }, source, sizes } = options;
+  const { world: { topology: { ranks } }, source, file } = options;
   const { layers, experts } = source;
   const least = Math.ceil(experts / ranks);
   const slots = flags.number("slots");
@@ -107,9 +106,14 @@ function chooseShape(
       `--slots must be at least ${least} for ${experts} experts on ${ranks} ranks: it is ${slots}`,
     );
   }
+  if (file !== undefined && file.slots < experts) {
+    throw new RangeError(
+      `Cannot use map "${file.path}": ${file.slots} slots cannot hold ${experts} experts`,
+    );
+  }
   // Without a map, room for one redundant expert on each rank.
   const slotsPerRank = slots ??
-    (sizes === undefined ? least + 1 : Math.ceil(sizes.slots / ranks));
+    (file === undefined ? least + 1 : Math.ceil(file.slots / ranks));
   return { layers, ranks, slotsPerRank, experts };
 }
 

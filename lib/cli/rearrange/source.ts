@@ -8,7 +8,7 @@ import type { ExpertLayout } from "../../weights/layout.ts";
 import { type ModelName, modelShape } from "../../weights/shapes.ts";
 import { fromOptions, UsageError } from "../command.ts";
 import type { Flags } from "../flags.ts";
-import type { MapSizes } from "./maps.ts";
+import type { MapFile } from "./maps.ts";
 
 /** Seed of synthetic weights; any will do. */
 const SEED = 1;
@@ -29,11 +29,11 @@ export interface WeightsSource extends Disposable {
 /** Opens what `--weights` or `--shape` name; a map file may give a shape its sizes. */
 export async function openSource(
   flags: Flags,
-  sizes: MapSizes | undefined,
+  map: MapFile | undefined,
 ): Promise<WeightsSource> {
   const dir = flags.text("weights");
   if (dir === undefined) {
-    return await fromOptions(() => synthetic(flags, sizes));
+    return await fromOptions(() => synthetic(flags, map));
   }
   for (const name of ["shape", "layers", "experts", "scale"]) {
     if (flags.has(name)) {
@@ -51,9 +51,9 @@ export async function openSource(
   };
 }
 
-function synthetic(flags: Flags, sizes: MapSizes | undefined): WeightsSource {
-  const layers = flags.number("layers") ?? sizes?.layers;
-  const experts = flags.number("experts") ?? sizes?.experts;
+function synthetic(flags: Flags, map: MapFile | undefined): WeightsSource {
+  const layers = flags.number("layers") ?? map?.layers;
+  const experts = flags.number("experts") ?? map?.experts;
   const scale = flags.number("scale");
   const name = (flags.text("shape") ?? "tiny") as ModelName;
   const shape = modelShape(name, {

@@ -103,7 +103,7 @@ function chooseDevice(
   const device = flags.text("device") ?? "auto";
   const transport = flags.text("transport") ?? "auto";
   const without = firstWithoutGpu(seats);
-  const lack = `a GPU for each of ${seats.length} ranks, rank ${without} ` +
+  const lack = `a GPU for each of ${seats.length} ranks: rank ${without} ` +
     `has none of its own${reason === "" ? "" : ` (${reason})`}`;
   if (device === "cuda" && without >= 0) {
     throw new UsageError(`--device cuda needs ${lack}`);
