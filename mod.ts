@@ -125,6 +125,25 @@ export {
   type PolicyPlan,
 } from "./lib/policies/policy.ts";
 export { preservePolicy } from "./lib/policies/preserve.ts";
+export { policies, type PolicyName } from "./lib/policies/registry.ts";
+export { type SwapOptions, swapPolicy } from "./lib/policies/swap.ts";
+
+export {
+  type Counts,
+  countTokens,
+  type CountTokensOptions,
+  logicalCounts,
+} from "./lib/load/counts.ts";
+export {
+  type LoadFormat,
+  type LoadTrace,
+  parseLoad,
+  type ParseLoadOptions,
+  readLoad,
+  type ReadLoadOptions,
+  totalLoad,
+} from "./lib/load/files.ts";
+export { LoadWindow, type LoadWindowOptions } from "./lib/load/window.ts";
 
 export {
   buildLibrary,
@@ -142,6 +161,12 @@ export {
   type NcclInfo,
   type OpenLibraryOptions,
 } from "./lib/native/library.ts";
+export {
+  measureCopies,
+  type MeasureCopiesOptions,
+  measureProducts,
+  type MeasureProductsOptions,
+} from "./lib/native/measure.ts";
 export { type DeviceInfo } from "./lib/native/structs.ts";
 export { type TransportName } from "./lib/native/engine.ts";
 export {

@@ -76,6 +76,8 @@ enum {
   EPLB_STRUCT_ENGINE_CONFIG = 3,
   EPLB_STRUCT_ENGINE_INFO = 4,
   EPLB_STRUCT_RUN_RESULT = 5,
+  EPLB_STRUCT_COPY_MEASURE = 6,
+  EPLB_STRUCT_PRODUCT_MEASURE = 7,
 };
 EPLB_API uint32_t eplb_struct_size(uint32_t kind) EPLB_NOEXCEPT;
 // Writes the library version / the name of a status, NUL-terminated.
@@ -106,6 +108,36 @@ EPLB_API int32_t eplb_device_peer_access(int32_t ordinal, int32_t peer, int32_t*
 EPLB_API int32_t eplb_nccl_open(const char* path, int32_t* version, char* found,
                                 uint64_t found_capacity, char* error,
                                 uint64_t capacity) EPLB_NOEXCEPT;
+
+// ---- measuring the machine at hand -----------------------------------------------------------------
+
+enum { EPLB_ENGINE_COPY = 0, EPLB_ENGINE_KERNEL = 1 };
+
+typedef struct {
+  uint32_t size, version;   // version 1
+  int32_t ordinal, peer;    // copies go from peer's memory to ordinal's; the same device: inside it
+  uint32_t both_ways;       // != 0: and the other way at the same time
+  uint32_t engine;          // EPLB_ENGINE_*: the copy engine (batched), or a kernel
+  uint32_t pieces, repeats;
+  uint64_t piece_bytes;
+} eplb_copy_measure;
+
+// Seconds of each repeat of copying all pieces, of the slower direction: `seconds` [repeats].
+EPLB_API int32_t eplb_measure_copies(const eplb_copy_measure* what, double* seconds, char* error,
+                                     uint64_t capacity) EPLB_NOEXCEPT;
+
+typedef struct {
+  uint32_t size, version;  // version 1
+  int32_t ordinal;
+  uint32_t m, n, k;        // [m, k] x [k, n], bf16
+  uint32_t count;          // products, one after the other
+  uint32_t reserved;       // 0
+} eplb_product_measure;
+
+// A model-like stream of matrix products: `seconds` [count] of each. Needs cuBLAS, which is opened at
+// run time; EPLB_UNSUPPORTED without it.
+EPLB_API int32_t eplb_measure_products(const eplb_product_measure* what, double* seconds,
+                                       char* error, uint64_t capacity) EPLB_NOEXCEPT;
 
 // ---- weights: expert memory of one rank -----------------------------------------------------------
 

@@ -11,6 +11,7 @@
 #include "eplb.h"
 #include "error.h"
 #include "handles.h"
+#include "measure.h"
 #include "nccl_factory.h"
 #include "structs.h"
 #include "text.h"
@@ -145,6 +146,10 @@ uint32_t eplb_struct_size(uint32_t kind) noexcept {
       return sizeof(eplb_engine_info);
     case EPLB_STRUCT_RUN_RESULT:
       return sizeof(eplb_run_result);
+    case EPLB_STRUCT_COPY_MEASURE:
+      return sizeof(eplb_copy_measure);
+    case EPLB_STRUCT_PRODUCT_MEASURE:
+      return sizeof(eplb_product_measure);
     default:
       return 0;
   }
@@ -195,6 +200,24 @@ int32_t eplb_nccl_open(const char* path, int32_t* version, char* found, uint64_t
     std::string file;
     *version = nccl_open(path, &file);
     write_text(found, found_capacity, file.c_str());
+  });
+}
+
+// ---- measuring ----------------------------------------------------------------------------------
+
+int32_t eplb_measure_copies(const eplb_copy_measure* what, double* seconds, char* error,
+                            uint64_t capacity) noexcept {
+  return guard(error, capacity, [&] {
+    require(seconds, "seconds");
+    measure_copies(read_struct(what), seconds);
+  });
+}
+
+int32_t eplb_measure_products(const eplb_product_measure* what, double* seconds, char* error,
+                              uint64_t capacity) noexcept {
+  return guard(error, capacity, [&] {
+    require(seconds, "seconds");
+    measure_products(read_struct(what), seconds);
   });
 }
 

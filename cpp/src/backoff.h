@@ -7,8 +7,8 @@
 
 namespace eplb {
 
-// Between two looks at something: gives way for a while, then sleeps, so that short waits end at once
-// and long ones leave the processor to others.
+// Between two looks at something: gives way for a while, then sleeps, so that short waits end at
+// once and long ones leave the processor to others.
 class Backoff {
  public:
   explicit Backoff(std::chrono::microseconds eager)

@@ -14,7 +14,7 @@
 
 namespace eplb {
 
-// Throws unless `status` is success. `expression` is the call: its function's name goes into the text.
+// Throws unless `status` is success, with the name of the function that `expression` calls.
 inline void check_cuda(cudaError_t status, const char* expression) {
   if (status == cudaSuccess) return;
   int device = -1;

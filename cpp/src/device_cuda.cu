@@ -104,9 +104,8 @@ class UploadedList {
       : items_(device, bytes_of(items)), first_chunk_(device, bytes_of(first_chunk)) {
     device->write(items_.address(), items.data(), bytes_of(items));
     device->write(first_chunk_.address(), first_chunk.data(), bytes_of(first_chunk));
-    list_ = {pointer<const Item>(items_.address()),
-             pointer<const uint64_t>(first_chunk_.address()), static_cast<uint32_t>(items.size()),
-             first_chunk.front(), first_chunk.back()};
+    list_ = {pointer<const Item>(items_.address()), pointer<const uint64_t>(first_chunk_.address()),
+             static_cast<uint32_t>(items.size()), first_chunk.front(), first_chunk.back()};
   }
 
   Scratch items_, first_chunk_;

@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Kernels over chunked lists: see kernels.h.
-#include "kernels.h"
-
 #include <algorithm>
 
 #include "cuda_check.h"
 #include "digest.h"
+#include "kernels.h"
 
 namespace eplb {
 namespace {
@@ -139,8 +138,8 @@ __global__ void __launch_bounds__(kWideThreads)
       }
     } else {
       for (uint64_t k = threadIdx.x; k < words; k += blockDim.x) {
-        sum += digest_term(gather_word(base + k * sizeof(uint64_t), sizeof(uint64_t)),
-                           first_word + k);
+        sum +=
+            digest_term(gather_word(base + k * sizeof(uint64_t), sizeof(uint64_t)), first_word + k);
       }
     }
     if (rest != 0 && threadIdx.x == 0) {

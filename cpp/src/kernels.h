@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// The kernels: copy, fill and digest over lists of very different sizes, and the two ends of a fence.
+// Kernels: copy, fill and digest over lists of very different sizes, and the two ends of a fence.
 //
 // An expert has a few tensors, some of 30 MB and some of 3 KB. To keep every thread block busy with
-// one launch, a list is cut into chunks, and each block takes an equal run of consecutive chunks: it
-// finds its first item by binary search over the running sum of chunks and walks on from there. So
-// the time goes with the bytes, not with the number of items, and a block reads memory in order.
+// one launch, a list is cut into chunks, and each block takes an equal run of consecutive chunks:
+// it finds its first item by binary search over the running sum of chunks and walks on from there.
+// So the time goes with the bytes, not with the number of items, and a block reads memory in order.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -20,13 +20,13 @@ namespace eplb {
 constexpr uint64_t kChunkBytes = 32 * 1024;
 
 // Launch geometry of copies. They run beside NCCL's kernels, which need multiprocessors of their
-// own to keep the link busy: 64 blocks occupy under half of a data-center GPU and still have
-// 64 blocks x 512 threads x 8 loads x 16 bytes = 4 MiB in flight, which is more than the about 3 MiB
-// (latency x bandwidth) that fill its memory system. A parameter, so that it can be measured.
+// own to keep the link busy: 64 blocks occupy under half of a data-center GPU, and have 64 blocks x
+// 512 threads x 8 loads x 16 bytes = 4 MiB in flight, more than latency x bandwidth of its memory
+// (about 3 MiB). A parameter of launch_copy(), so that it can be measured.
 constexpr uint32_t kCopyBlocks = 64;
 
-// A list in device memory: item i is chunks first_chunk[i] … first_chunk[i + 1] - 1. The numbers may
-// start anywhere (`begin`), so that many lists can share one running sum and one upload.
+// A list in device memory: item i is chunks first_chunk[i] … first_chunk[i + 1] - 1. The numbers
+// may start anywhere (`begin`), so that many lists can share one running sum and one upload.
 template <class Item>
 struct WorkList {
   const Item* items = nullptr;            // [count]

@@ -125,10 +125,10 @@ void NcclCommunicator::settle(ncclResult_t result, const char* function, const c
 void NcclCommunicator::expect(ncclResult_t result, const char* function, const char* what) {
   if (result == ncclSuccess) return;
   const char* details = nccl_.GetLastError(communicator_);
-  throw Error(result == ncclRemoteError ? EPLB_PEER_FAILED : EPLB_NCCL_ERROR,
-              text("Cannot ", what, ": ", function, " says \"", nccl_.GetErrorString(result), "\"",
-                   details == nullptr || *details == '\0' ? "" : ": ",
-                   details == nullptr ? "" : details));
+  throw Error(
+      result == ncclRemoteError ? EPLB_PEER_FAILED : EPLB_NCCL_ERROR,
+      text("Cannot ", what, ": ", function, " says \"", nccl_.GetErrorString(result), "\"",
+           details == nullptr || *details == '\0' ? "" : ": ", details == nullptr ? "" : details));
 }
 
 // ncclInProgress while a call is being finished, else how it, or the communicator, did.

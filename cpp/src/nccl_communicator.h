@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // One rank's NCCL communicator, none of whose calls can hang.
 //
-// It is of NCCL's nonblocking kind: calls return at once, and are finished by looking at the state of
-// the communicator, at the time limit and at the cancellation in turn.
+// It is of NCCL's nonblocking kind: calls return at once, and are finished by looking at the state
+// of the communicator, at the time limit and at the cancellation in turn.
 #pragma once
 
 #include <chrono>

@@ -66,9 +66,9 @@ std::unique_ptr<NcclLibrary> load(const char* path) {
   library->file = file_of(reinterpret_cast<const void*>(library->GetVersion), file);
   library->GetVersion(&library->version);
   if (library->version < kOldestNccl) {
-    throw Error(EPLB_UNSUPPORTED, text("Cannot use NCCL ", version_text(library->version), " of \"",
-                                       library->file, "\": at least ", version_text(kOldestNccl),
-                                       " is needed"));
+    throw Error(EPLB_UNSUPPORTED,
+                text("Cannot use NCCL ", version_text(library->version), " of \"", library->file,
+                     "\": at least ", version_text(kOldestNccl), " is needed"));
   }
 #define EPLB_NCCL_FIND(name) find(handle, "nccl" #name, &library->name);
   EPLB_NCCL_FUNCTIONS(EPLB_NCCL_FIND)

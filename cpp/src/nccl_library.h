@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// NCCL's functions, found at run time: libeplb does not link NCCL, so that one libeplb.so loads on a
-// laptop, and uses the NCCL that is there on a GPU node.
+// NCCL's functions, found at run time: libeplb does not link NCCL, so that one libeplb.so loads on
+// a laptop, and uses the NCCL that is there on a GPU node.
 #pragma once
 
 #include <nccl.h>

@@ -59,7 +59,7 @@ struct NcclMover::Resources {
   PinnedMemory giving_up;               // one word
   PinnedMemory upload;
   Allocation staging, scratch;
-  Allocation send_packs, lists;         // these grow with the programs
+  Allocation send_packs, lists;  // these grow with the programs
   uint64_t send_pack_bytes = 0, list_bytes = 0;
   std::vector<Allocation> outgrown;
 };
@@ -155,8 +155,8 @@ void NcclMover::copy_up(uint64_t target, const void* source, uint64_t bytes) {
   }
 }
 
-// Makes sure that `memory` holds `bytes`. What it outgrows is kept: freeing it might wait for kernels
-// of other ranks of this process, which may already wait for this rank.
+// Makes sure that `memory` holds `bytes`. What it outgrows is kept: freeing it might wait for
+// kernels of other ranks of this process, which may already wait for this rank.
 void NcclMover::grow(uint64_t* capacity, Allocation* memory, uint64_t bytes) {
   if (bytes <= *capacity) return;
   Allocation larger(config_.device, std::max(bytes, 2 * *capacity));
@@ -225,9 +225,9 @@ void NcclMover::flush() {
   const auto deadline = std::chrono::steady_clock::now() + kFlushLimit;
   for (Backoff backoff(kEager); !gpu_->commit.idle(); backoff.pause()) {
     if (std::chrono::steady_clock::now() < deadline) continue;
-    throw Error(EPLB_CUDA_ERROR, text("Cannot commit expert weights: CUDA device ",
-                                      config_.device->ordinal(), " has not finished within ",
-                                      kFlushLimit.count(), " seconds"));
+    throw Error(EPLB_CUDA_ERROR,
+                text("Cannot commit expert weights: CUDA device ", config_.device->ordinal(),
+                     " has not finished within ", kFlushLimit.count(), " seconds"));
   }
 }
 
@@ -321,7 +321,8 @@ void NcclMover::await_fence(size_t fence, const char* what) {
     if (backoff.pause()) (void)gpu_->transfer.idle();  // throws what went wrong on the device
   }
   if (!passed(fence)) {
-    throw Error(EPLB_PEER_FAILED, text("Cannot ", what, ": another rank gave up before, or runs another program"));
+    throw Error(EPLB_PEER_FAILED,
+                text("Cannot ", what, ": another rank gave up before, or runs another program"));
   }
 }
 

@@ -1,29 +1,29 @@
 // SPDX-License-Identifier: Apache-2.0
 // Moves expert weights between GPUs with grouped ncclSend and ncclRecv.
 //
-// Three streams of one rank. A column is one batch; batch 1 moves while batch 0 commits:
+// Three streams of one rank; time goes from left to right:
 //
-//   local      pack 0 · copy 0          pack 1 · copy 1
-//   transfer          groups 0 · fence 0 · groups 1 · fence 1
-//   commit                               commit 0          commit 1
+//   local      pack 0 · copy 0   pack 1 · copy 1
+//   transfer           groups 0 · fence 0 · groups 1 · fence 1
+//   commit                                  commit 0           commit 1
 //
-// The fence of a batch is an all-reduce of one number per rank, behind the batch's groups. It answers
-// "has every rank all its bytes, and read all it needed of the others' slots?", so it must not be
-// fooled by failures. Two things would fool a plain barrier:
+// The fence of a batch is an all-reduce of one number per rank, behind the batch's groups. It says
+// that every rank has all its bytes, and has read all it needed of the others' slots. It must not
+// be fooled by failures, and two things would fool a plain barrier:
 //
 //  - ncclCommAbort lets kernels leave early, and whatever is queued behind them in the stream runs.
-//    So nothing that overwrites slots is ever queued behind a fence: commits are enqueued by the host,
-//    once it has seen the fence's result.
-//  - A kernel that leaves early still posts its steps to its peers: *their* kernels complete as if the
-//    bytes had come. So each rank contributes a number that no other rank, run or batch has, and
-//    a kernel right before the all-reduce replaces it by 0 when this rank has begun to give up (the
-//    flag is raised before ncclCommAbort is called). Only if no rank had given up by its fence, and
-//    so all groups before it were genuine, does the sum come out right, whatever else is in NCCL's
-//    buffers. A wrong sum is a peer that failed.
+//    So nothing that overwrites slots is ever queued behind a fence: commits are enqueued by the
+//    host, once it has seen the fence's result.
+//  - A kernel that leaves early still posts its steps to its peers, and *their* kernels complete as
+//    if the bytes had come. So each rank contributes a number that no other rank, run or batch has,
+//    and a kernel right before the all-reduce replaces it by 0 when this rank has begun to give up
+//    (that flag is raised before ncclCommAbort is called). Only if no rank had given up by its
+//    fence, and so all groups before it were genuine, does the sum come out right, whatever else is
+//    in NCCL's buffers. A wrong sum is a peer that failed.
 //
-// A right sum stays right: it may arrive after this rank has given up, and the batch is then
-// committed (resolve). If another rank has seen it and this one has not, settling commits the batch:
-// commits need their stream and the staging memory only, not NCCL.
+// A right sum stays right: it may arrive after this rank has given up, and the batch is committed
+// then (resolve). If another rank has seen it and this one has not, settling commits the batch:
+// commits need their stream and the staging memory, and no NCCL.
 #pragma once
 
 #include <cstdint>
@@ -45,8 +45,8 @@ class NcclMover : public Mover {
   NcclMover(const MoverConfig& config, const NcclIdBlob& id, const Cancellation& cancellation);
   ~NcclMover() override;
 
-  // Makes NCCL connect every pair of ranks, which it does at a pair's first message otherwise: slowly,
-  // and taking memory that may be gone by then. Once, before the first run, on every rank.
+  // Makes NCCL connect every pair of ranks. Else it would at a pair's first message: slowly, and
+  // taking memory that may be gone by then. Once, before the first run, on every rank.
   void warm_up();
 
   void begin(const std::vector<RankBatch>& batches) override;

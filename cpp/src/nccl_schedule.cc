@@ -29,8 +29,8 @@ class BatchBuilder {
       : batch_(batch),
         weights_(weights),
         layout_(layout),
-        expert_bytes_(std::accumulate(weights.tensor_bytes.begin(), weights.tensor_bytes.end(),
-                                      uint64_t{0})),
+        expert_bytes_(
+            std::accumulate(weights.tensor_bytes.begin(), weights.tensor_bytes.end(), uint64_t{0})),
         cells_(staging.cells + set * layout.set_bytes()),
         packs_(cells_ + layout.cells * layout.cell_bytes),
         send_packs_(staging.send_packs + set * staging.send_experts * layout.pack_bytes) {}
@@ -77,8 +77,8 @@ class BatchBuilder {
     std::stable_sort(order.begin(), order.end(),
                      [&](uint32_t a, uint32_t b) { return key(a) < key(b); });
     for (auto first = order.begin(); first != order.end();) {
-      const auto last = std::find_if(first, order.end(),
-                                     [&](uint32_t i) { return key(i) != key(*first); });
+      const auto last =
+          std::find_if(first, order.end(), [&](uint32_t i) { return key(i) != key(*first); });
       visit(std::vector<uint32_t>(first, last));
       first = last;
     }

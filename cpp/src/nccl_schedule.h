@@ -27,10 +27,10 @@ struct StagingLayout {
   uint64_t set_bytes() const;
 
   uint64_t cells;
-  std::vector<bool> small;        // [tensors]
-  std::vector<uint64_t> offset;   // [tensors] inside a cell, or inside a pack if small
-  uint64_t cell_bytes = 0;        // large tensors of one expert, padding included
-  uint64_t pack_bytes = 0;        // small tensors of one expert, padding included
+  std::vector<bool> small;       // [tensors]
+  std::vector<uint64_t> offset;  // [tensors] inside a cell, or inside a pack if small
+  uint64_t cell_bytes = 0;       // large tensors of one expert, padding included
+  uint64_t pack_bytes = 0;       // small tensors of one expert, padding included
 };
 
 // Where the staging memory of a rank is.

@@ -3,6 +3,7 @@
 #include "cuda_query.h"
 #include "device.h"
 #include "error.h"
+#include "measure.h"
 #include "text.h"
 
 namespace eplb {
@@ -23,6 +24,14 @@ int32_t cuda_device_count(std::string* why_none) {
 }
 
 void cuda_device_describe(int32_t ordinal, eplb_device_info*) { refuse("describe", ordinal); }
+
+void measure_copies(const eplb_copy_measure& what, double*) {
+  refuse("measure copies of", what.ordinal);
+}
+
+void measure_products(const eplb_product_measure& what, double*) {
+  refuse("measure products of", what.ordinal);
+}
 
 bool cuda_peer_access(int32_t ordinal, int32_t) { refuse("reach peers of", ordinal); }
 

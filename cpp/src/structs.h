@@ -27,6 +27,10 @@ template <>
 constexpr uint32_t kFirstBytes<eplb_engine_info> = 24;
 template <>
 constexpr uint32_t kFirstBytes<eplb_run_result> = 24;
+template <>
+constexpr uint32_t kFirstBytes<eplb_copy_measure> = 40;
+template <>
+constexpr uint32_t kFirstBytes<eplb_product_measure> = 32;
 
 // The caller's struct; fields that it lacks are 0.
 template <class Struct>

@@ -24,11 +24,10 @@ struct Single {
 
 void refused(const Single& here, const std::vector<std::vector<char>>& blobs, int32_t status,
              const std::string& part) {
-  const size_t names = shared_memory_names().size();
   const Outcome outcome = connect(here.engine, blobs);
   CHECK_EQ(outcome.status, status);
   CHECK_CONTAINS(outcome.error, part);
-  CHECK(shared_memory_names().size() < names);  // a failing connect removes names
+  CHECK_EQ(names_left(here.blob), 0);
   const Outcome again = connect(here.engine, blobs);
   CHECK_EQ(again.status, EPLB_BROKEN);
 }
@@ -38,6 +37,7 @@ TEST("eplb_engine_connect() refuses ranks whose weights or settings differ, nami
     const Single here(0), there(1, shape, Memory::kShared, config);
     refused(here, {here.blob, there.blob}, EPLB_PEER_MISMATCH,
             "Cannot connect to rank 1: its " + part);
+    CHECK_EQ(names_left(there.blob), 0);  // a failing connect removes what names it knows
   };
   const eplb_engine_config config = engine_config(2, 1, 1, 1);
   differ({3, 2, {8, 24}}, config, "number of layers is 3, but rank 0's is 2");
@@ -137,21 +137,23 @@ TEST("eplb_engine_run() before connect is refused, and after an abort names the 
 }
 
 TEST("names of shared memory go away with seal, or with the engine and the weights") {
-  const size_t names = shared_memory_names().size();
+  const Single here(0), there(1);
+  const auto left = [&] { return names_left(here.blob) + names_left(there.blob); };
+  CHECK_EQ(left(), 3);  // two slabs and the control block
+  CHECK_EQ(connect(here.engine, {here.blob, there.blob}).error, "");
+  CHECK_EQ(connect(there.engine, {here.blob, there.blob}).error, "");
+  CHECK_EQ(left(), 3);
+  MUST(eplb_engine_seal, here.engine.handle());
+  CHECK_EQ(left(), 0);
+  MUST(eplb_engine_seal, there.engine.handle());
+  std::vector<char> blob;
   {
-    const Single here(0), there(1);
-    CHECK_EQ(shared_memory_names().size(), names + 3);  // two slabs and the control block
-    CHECK_EQ(connect(here.engine, {here.blob, there.blob}).error, "");
-    CHECK_EQ(connect(there.engine, {here.blob, there.blob}).error, "");
-    CHECK_EQ(shared_memory_names().size(), names + 3);
-    MUST(eplb_engine_seal, here.engine.handle());
-    CHECK_EQ(shared_memory_names().size(), names);
-    MUST(eplb_engine_seal, there.engine.handle());
+    const Single never_connected(0);
+    blob = never_connected.blob;
+    CHECK_EQ(names_left(blob), 2);
+    MUST(eplb_engine_destroy, never_connected.engine.handle());
+    CHECK_EQ(names_left(blob), 0);
   }
-  {
-    const Single here(0), there(1);
-  }
-  CHECK_EQ(shared_memory_names().size(), names);
 }
 
 TEST("eplb_engine_export() gives the same blob each time, and its size before") {

@@ -114,7 +114,8 @@ TEST("eplb_engine_abort() at any moment leaves whole batches, the same on all ra
   std::mt19937_64 random(5);
   const Shape shape = {12, 4, {64, 3, 50000}};
   uint32_t partial = 0;
-  for (int i = 0; i < 40; ++i) {
+  // Moments are random: as many runs as it takes to meet what the test is about.
+  for (int i = 0; i < 30 || (partial < 3 && i < 2000); ++i) {
     World all(shape, 1 + static_cast<uint32_t>(random() % 5), 4, 1 + i % 2);
     const uint32_t world = static_cast<uint32_t>(all.weights.size());
     const std::vector<Bytes> before = all.fill(random);
@@ -145,7 +146,7 @@ TEST("eplb_engine_abort() at any moment leaves whole batches, the same on all ra
     CHECK_EQ(progress, committed);
     expect_equal(all.memory(), script.apply(before, committed), "after an abort");
   }
-  CHECK(partial > 0);  // else the test has not met what it is about
+  CHECK(partial >= 3);
 }
 
 TEST("eplb_engine_destroy() ends a run in progress and waits for it") {

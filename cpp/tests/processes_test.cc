@@ -43,6 +43,14 @@ class SharedBoard {
   Board* board_;
 };
 
+int names_left(const SharedBoard& board) {
+  int left = 0;
+  for (const Board::Entry& entry : board->ranks) {
+    left += ranks::names_left({entry.blob, entry.blob + entry.bytes});
+  }
+  return left;
+}
+
 template <class Condition>
 void await(Condition condition) {
   for (int i = 0; i < 20000; ++i) {
@@ -114,7 +122,6 @@ std::vector<Bytes> initial_memory(const Shape& shape, uint64_t seed) {
 }
 
 TEST("three processes pull from each other, run after run, and leave /dev/shm clean") {
-  const std::vector<std::string> names = shared_memory_names();
   const Shape shape = {6, 3, {8, 1, 5000}};
   const SharedBoard board;
   const std::vector<pid_t> pids = start([&](uint32_t rank) {
@@ -127,7 +134,7 @@ TEST("three processes pull from each other, run after run, and leave /dev/shm cl
     enter_phase(board, rank, 1, kAll);
     MUST(eplb_engine_seal, engine.handle());
     enter_phase(board, rank, 2, kAll);
-    CHECK(shared_memory_names() == names);
+    CHECK_EQ(names_left(board), 0);
     std::mt19937_64 random(2);
     for (int i = 0; i < 10; ++i) {
       const Script script = random_script(shape, kWorld, 3, random);
@@ -137,7 +144,7 @@ TEST("three processes pull from each other, run after run, and leave /dev/shm cl
     }
   });
   for (const pid_t pid : pids) CHECK_EQ(wait_for(pid), 0);
-  CHECK(shared_memory_names() == names);
+  CHECK_EQ(names_left(board), 0);
 }
 
 struct Ending {
@@ -148,8 +155,7 @@ struct Ending {
 // Kills one process at a random moment of a run. The others must agree with each other and with the
 // model, and go on with new engines on the weights that they have.
 Ending kill_one(uint64_t seed) {
-  const std::vector<std::string> names = shared_memory_names();
-  const Shape shape = {10, 3, {8, 200000}};
+  const Shape shape = {10, 3, {8, 80000}};
   const SharedBoard board;
   std::mt19937_64 random(seed);
   const Script script = random_script(shape, kWorld, 3, random);
@@ -189,14 +195,14 @@ Ending kill_one(uint64_t seed) {
     enter_phase(board, rank, 4, survivors);
   });
   for (const uint32_t rank : kAll) await([&] { return board->ranks[rank].phase >= 2; });
-  ::usleep(static_cast<useconds_t>(random() % 12000));
+  ::usleep(static_cast<useconds_t>(random() % 5000));
   ::kill(pids[victim], SIGKILL);
   CHECK(WIFSIGNALED(wait_for(pids[victim])));
   for (const uint32_t rank : survivors) CHECK_EQ(wait_for(pids[rank]), 0);
   const Board::Entry &a = board->ranks[survivors[0]], &b = board->ranks[survivors[1]];
   CHECK_EQ(a.committed, b.committed);
   CHECK_EQ(a.status == EPLB_OK, b.status == EPLB_OK);
-  CHECK(shared_memory_names() == names);
+  CHECK_EQ(names_left(board), 0);
   const int32_t killed = static_cast<int32_t>(victim);
   return {a.committed, static_cast<uint32_t>(script.batches.size()),
           a.failed_rank == killed || b.failed_rank == killed};
@@ -204,32 +210,37 @@ Ending kill_one(uint64_t seed) {
 
 TEST("survivors of a killed process agree, and go on with the weights they have") {
   int halfway = 0, blamed = 0;
-  for (uint64_t seed = 0; seed < 12; ++seed) {
+  // Moments are random: as many runs as it takes to meet what the test is about.
+  for (uint64_t seed = 0; seed < 12 || (halfway * blamed == 0 && seed < 300); ++seed) {
     const Ending ending = kill_one(seed);
     halfway += ending.committed > 0 && ending.committed < ending.batches ? 1 : 0;
     blamed += ending.blamed ? 1 : 0;
   }
-  CHECK(halfway > 0);  // else the test has not met what it is about
+  CHECK(halfway > 0);
   CHECK(blamed > 0);
 }
 
 TEST("a process that exits without destroying anything removes its names, and no parent's") {
-  const std::vector<std::string> names = shared_memory_names();
   const Weights weights({1, 1, {8}}, Memory::kShared);
-  const std::vector<std::string> own = shared_memory_names();
-  CHECK_EQ(own.size(), names.size() + 1);
+  const Engine engine(engine_config(2, 1, 1, 1), {0}, {weights.handle()});
+  const std::vector<char> own = engine.blob(0);
+  const SharedBoard board;
   std::fflush(stdout);
   const pid_t pid = ::fork();
   if (pid == 0) {
-    new Weights({1, 1, {8}}, Memory::kShared);
-    std::exit(shared_memory_names().size() == own.size() + 1 ? 0 : 1);
+    auto* kept = new Weights({1, 1, {8}}, Memory::kShared);
+    auto* joined = new Engine(engine_config(2, 1, 1, 1), {1}, {kept->handle()});
+    const std::vector<char> blob = joined->blob(0);
+    std::memcpy(board->ranks[1].blob, blob.data(), blob.size());
+    board->ranks[1].bytes = blob.size();
+    std::exit(names_left(board) == 1 ? 0 : 1);
   }
   CHECK_EQ(wait_for(pid), 0);
-  CHECK(shared_memory_names() == own);
+  CHECK_EQ(names_left(board), 0);
+  CHECK_EQ(ranks::names_left(own), 2);
 }
 
 TEST("eplb_engine_seal() of the others removes the names of a process killed before its own") {
-  const std::vector<std::string> names = shared_memory_names();
   const Shape shape = {1, 1, {8}};
   const SharedBoard board;
   const std::vector<pid_t> pids = start([&](uint32_t rank) {
@@ -238,13 +249,15 @@ TEST("eplb_engine_seal() of the others removes the names of a process killed bef
                         {weights.handle()});
     CHECK_EQ(join(board, engine, rank, 1, kAll).error, "");
     enter_phase(board, rank, 1, kAll);
+    CHECK(names_left(board) > 0);
+    enter_phase(board, rank, 2, kAll);
     if (rank == 0) ::raise(SIGKILL);  // the one that made the control block
     MUST(eplb_engine_seal, engine.handle());
   });
   CHECK(WIFSIGNALED(wait_for(pids[0])));
   CHECK_EQ(wait_for(pids[1]), 0);
   CHECK_EQ(wait_for(pids[2]), 0);
-  CHECK(shared_memory_names() == names);
+  CHECK_EQ(names_left(board), 0);
 }
 
 }  // namespace

@@ -143,7 +143,7 @@ struct World {
   std::vector<Bytes> memory() const;
 };
 
-// Names of eplb's shared memory on this machine.
-std::vector<std::string> shared_memory_names();
+// How many of the names of shared memory in a blob exist.
+int names_left(const std::vector<char>& blob);
 
 }  // namespace ranks

@@ -10,6 +10,8 @@ export const STRUCTS: Readonly<
   eplb_engine_config: { kind: 3, bytes: 40 },
   eplb_engine_info: { kind: 4, bytes: 24 },
   eplb_run_result: { kind: 5, bytes: 24 },
+  eplb_copy_measure: { kind: 6, bytes: 40 },
+  eplb_product_measure: { kind: 7, bytes: 32 },
 };
 
 const VERSION = 1;
@@ -137,4 +139,42 @@ export function runResult(): {
     seconds: view.getFloat64(16, true),
   });
   return { view, read };
+}
+
+/** `eplb_copy_measure`. */
+export function copyMeasure(what: {
+  ordinal: number;
+  peer: number;
+  bothWays: boolean;
+  engine: number;
+  pieces: number;
+  repeats: number;
+  pieceBytes: number;
+}): DataView<ArrayBuffer> {
+  const view = struct("eplb_copy_measure");
+  view.setInt32(8, what.ordinal, true);
+  view.setInt32(12, what.peer, true);
+  view.setUint32(16, what.bothWays ? 1 : 0, true);
+  view.setUint32(20, what.engine, true);
+  view.setUint32(24, what.pieces, true);
+  view.setUint32(28, what.repeats, true);
+  view.setBigUint64(32, BigInt(what.pieceBytes), true);
+  return view;
+}
+
+/** `eplb_product_measure`. */
+export function productMeasure(what: {
+  ordinal: number;
+  m: number;
+  n: number;
+  k: number;
+  count: number;
+}): DataView<ArrayBuffer> {
+  const view = struct("eplb_product_measure");
+  view.setInt32(8, what.ordinal, true);
+  view.setUint32(12, what.m, true);
+  view.setUint32(16, what.n, true);
+  view.setUint32(20, what.k, true);
+  view.setUint32(24, what.count, true);
+  return view;
 }

@@ -60,6 +60,24 @@ export const SYMBOLS = {
     ],
     result: "i32",
   },
+  eplb_measure_copies: {
+    parameters: [
+      "buffer", // const eplb_copy_measure* what
+      "buffer", // double* seconds
+      ...error,
+    ],
+    result: "i32",
+    nonblocking: true,
+  },
+  eplb_measure_products: {
+    parameters: [
+      "buffer", // const eplb_product_measure* what
+      "buffer", // double* seconds
+      ...error,
+    ],
+    result: "i32",
+    nonblocking: true,
+  },
   eplb_weights_create: {
     parameters: [
       "buffer", // const eplb_weights_config* config

@@ -11,6 +11,9 @@ import type { PolicyInput } from "./policy.ts";
 
 const ACTION = "place experts";
 
+/** The most tokens of a layer: sums of them fit a float32, and their squares a float64. */
+const MOST_TOKENS = 1e38;
+
 /** A policy's input after checks, with its defaults filled in. */
 export interface PolicyJob extends PlacementShape {
   /** Slots of all ranks, per layer. */
@@ -32,8 +35,8 @@ export interface PolicyJob extends PlacementShape {
  *
  * @param input What the policy is given.
  * @returns The same, with sizes worked out and defaults filled in.
- * @throws {RangeError} If a size is not positive or does not fit another, a load is negative or
- * not finite, `active` is not ascending ranks, their slots are fewer than the experts, or
+ * @throws {RangeError} If a size is not positive or does not fit another, a load is negative, not
+ * finite or too large, `active` is not ascending ranks, their slots are fewer than the experts, or
  * `current` has another shape.
  */
 export function checkInput(input: PolicyInput): PolicyJob {
@@ -83,12 +86,20 @@ function refuse(state: string): never {
 }
 
 function checkLoad(load: Float64Array, experts: number): void {
-  for (let i = 0; i < load.length; i++) {
-    if (!(load[i]! >= 0 && load[i]! < Infinity)) {
+  for (let layer = 0; layer * experts < load.length; layer++) {
+    let sum = 0;
+    for (let expert = 0; expert < experts; expert++) {
+      const tokens = load[layer * experts + expert]!;
+      if (!(tokens >= 0 && tokens < Infinity)) {
+        refuse(
+          `load of layer ${layer}, expert ${expert} must be non-negative and finite, it is ${tokens}`,
+        );
+      }
+      sum += tokens;
+    }
+    if (sum > MOST_TOKENS) {
       refuse(
-        `load of layer ${Math.floor(i / experts)}, expert ${
-          i % experts
-        } must be non-negative and finite, it is ${load[i]}`,
+        `load of layer ${layer} must add up to at most ${MOST_TOKENS}, it adds up to ${sum}`,
       );
     }
   }

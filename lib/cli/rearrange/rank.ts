@@ -28,11 +28,15 @@ export async function runAsRank(
   const cluster = owned.use(
     await StoreClient.connect({ host, port, rank, token, timeout }),
   );
+  const meet = async (where: string): Promise<unknown> =>
+    await cluster.gather(where, new Uint8Array(0), { timeout });
+  // Nobody can fail before all are here: who comes later would find no store.
+  await meet("start");
   try {
     using job = await setUp(flags, { identity, cluster });
     const outcome = await runJob(job, terminal);
     // Nobody leaves before all are done: rank 0 may be the store's host.
-    await cluster.gather("done", new Uint8Array(0), { timeout });
+    await meet("end");
     return makeReport(job, outcome);
   } catch (error) {
     await cluster.fail(messageOf(error));

@@ -31,7 +31,9 @@ export async function setUp(flags: Flags, member?: Member): Promise<Job> {
   const file = [from, to].find((map) => map.kind === "file");
   const source = await openSource(flags, file);
   try {
-    const world = await chooseWorld(flags, { library, member, timeout });
+    const { devices: gpus, reason } = library.devices();
+    const machine = { host: Deno.hostname(), gpus, reason };
+    const world = await chooseWorld(flags, { machine, member, timeout });
     const shape = chooseShape(flags, { world, source, file });
     refuseTooMuch(shape, world, source);
     const load = await readLoad(flags.text("load"), shape);

@@ -2,7 +2,6 @@
 
 import type { Cluster } from "../../cluster/cluster.ts";
 import type { RankIdentity } from "../../cluster/identity.ts";
-import type { NativeLibrary } from "../../native/library.ts";
 import type { DeviceInfo } from "../../native/structs.ts";
 import { type LinkRates, Topology } from "../../topology.ts";
 import { fromOptions, UsageError } from "../command.ts";
@@ -41,22 +40,32 @@ interface Seat {
   readonly gpu: string;
 }
 
+/** What one process sees of its machine. */
+export interface Machine {
+  /** Name of the host. */
+  readonly host: string;
+  /** Its GPUs, as far as this process may use them. */
+  readonly gpus: readonly DeviceInfo[];
+  /** Why there are none. */
+  readonly reason: string;
+}
+
 /** Counts ranks, and gives each a device and a node; every process decides alike. */
 export async function chooseWorld(
   flags: Flags,
   options: {
-    readonly library: NativeLibrary;
+    readonly machine: Machine;
     readonly member: Member | undefined;
     /** Milliseconds. */
     readonly timeout: number;
   },
 ): Promise<World> {
-  const { devices: gpus, reason } = options.library.devices();
-  const { member } = options;
+  const { machine, member, timeout } = options;
+  const { gpus } = machine;
   const seats = member === undefined
-    ? seatsHere(flags, gpus)
-    : await seatsOfAll(member, { gpus, timeout: options.timeout });
-  const device = chooseDevice(flags, { seats, reason });
+    ? seatsHere(flags, machine)
+    : await seatsOfAll(member, { machine, timeout });
+  const device = chooseDevice(flags, { seats, reason: machine.reason });
   const locals = member === undefined
     ? seats.map((_, rank) => rank)
     : [member.identity.rank];
@@ -72,24 +81,24 @@ export async function chooseWorld(
   };
 }
 
-function seatsHere(flags: Flags, gpus: readonly DeviceInfo[]): Seat[] {
+function seatsHere(flags: Flags, { host, gpus }: Machine): Seat[] {
   const counted = flags.text("device") === "host" ? 0 : gpus.length;
   const ranks = flags.number("ranks") ?? (counted || DEFAULT_RANKS);
   return Array.from(
     { length: ranks },
-    (_, rank) => ({ host: "", gpu: gpus[rank]?.pciBusId ?? "" }),
+    (_, rank) => ({ host, gpu: gpus[rank]?.pciBusId ?? "" }),
   );
 }
 
 /** Tells all ranks where this one runs. */
 async function seatsOfAll(
   { identity, cluster }: Member,
-  options: { readonly gpus: readonly DeviceInfo[]; readonly timeout: number },
+  options: { readonly machine: Machine; readonly timeout: number },
 ): Promise<Seat[]> {
-  const { gpus, timeout } = options;
+  const { machine: { host, gpus }, timeout } = options;
   // A launcher may show each rank its own GPU only, which is then number 0.
   const gpu = gpus[gpus.length === 1 ? 0 : identity.localRank];
-  const seat: Seat = { host: Deno.hostname(), gpu: gpu?.pciBusId ?? "" };
+  const seat: Seat = { host, gpu: gpu?.pciBusId ?? "" };
   const payload = new TextEncoder().encode(JSON.stringify(seat));
   const all = await cluster.gather("seats", payload, { timeout });
   return all.map((bytes) => JSON.parse(new TextDecoder().decode(bytes)));

@@ -1,0 +1,244 @@
+/**
+ * Searching for exchanges between the busiest rank of a layer and another.
+ *
+ * @module
+ */
+import type { LayerState } from "./_layer_state.ts";
+
+/** Smaller gains than this part of the highest cost could be rounding. */
+const ROUNDING = 1e-9;
+
+/** When an exchange is worth it. */
+export interface ExchangeLimits {
+  /** The most slots of a layer that may change. */
+  readonly maxMoves: number;
+  /** Part of the mean rank cost by which the busiest rank must be relieved. */
+  readonly minGain: number;
+}
+
+/** What is written into one slot or two. */
+interface Step {
+  readonly slot: number;
+  readonly expert: number;
+  /** The second slot, -1 if there is none. */
+  readonly otherSlot: number;
+  readonly otherExpert: number;
+}
+
+/**
+ * Makes exchanges in a layer until none is worth it.
+ *
+ * Each step relieves the busiest rank, and no rank that it touches comes near the cost that the
+ * busiest had; where other ranks are about as busy, the sum of squared costs must fall as well.
+ * So the pair (highest cost, sum of squares) falls with every step.
+ */
+export class ExchangeSearch {
+  readonly #state: LayerState;
+  readonly #active: Int32Array;
+  readonly #limits: ExchangeLimits;
+  /** Change of work of each rank in the step looked at, [ranks], and the ranks it touches. */
+  readonly #change: Float64Array;
+  readonly #touched: Int32Array;
+  #touchedCount = 0;
+  readonly #tried: Uint8Array;
+  /** Cost that touched ranks must not exceed. */
+  #ceiling = 0;
+  /** Decrease of the sum of squares that a step must exceed. */
+  #leastGain = 0;
+  /** The step that gains most for each slot it moves. */
+  #best: Step | undefined;
+  #bestScore = 0;
+
+  /**
+   * Reserves memory.
+   *
+   * @param state The layer.
+   * @param active Ranks that may hold experts, ascending.
+   * @param limits When an exchange is worth it.
+   */
+  constructor(state: LayerState, active: Int32Array, limits: ExchangeLimits) {
+    this.#state = state;
+    this.#active = active;
+    this.#limits = limits;
+    const ranks = state.cost.length;
+    this.#change = new Float64Array(ranks);
+    this.#touched = new Int32Array(ranks);
+    this.#tried = new Uint8Array(ranks);
+  }
+
+  /**
+   * Makes steps until there is none.
+   *
+   * @returns True if there was any.
+   */
+  run(): boolean {
+    let any = false;
+    while (this.#step()) any = true;
+    return any;
+  }
+
+  #step(): boolean {
+    const busiest = this.#aim();
+    if (busiest < 0) return false;
+    this.#tried.fill(0);
+    this.#tried[busiest] = 1;
+    for (;;) {
+      const partner = this.#lightest();
+      if (partner < 0) return false;
+      this.#tried[partner] = 1;
+      const step = this.#bestStep(busiest, partner);
+      if (step === undefined) continue;
+      this.#state.replace(step.slot, step.expert);
+      if (step.otherSlot >= 0) {
+        this.#state.replace(step.otherSlot, step.otherExpert);
+      }
+      return true;
+    }
+  }
+
+  /** Finds the busiest rank, and what a step must reach; -1 if there is nothing to gain. */
+  #aim(): number {
+    const { cost } = this.#state;
+    let busiest = -1;
+    let max = 0;
+    let sum = 0;
+    for (const rank of this.#active) {
+      sum += cost[rank]!;
+      if (cost[rank]! > max) {
+        max = cost[rank]!;
+        busiest = rank;
+      }
+    }
+    const mean = sum / this.#active.length;
+    const least = Math.max(this.#limits.minGain * mean, ROUNDING * max);
+    if (max - mean < least) return -1;
+    this.#ceiling = max - least;
+    const alone = this.#active.every((rank) =>
+      rank === busiest || cost[rank]! <= this.#ceiling
+    );
+    this.#leastGain = alone ? -Infinity : ROUNDING * max * max;
+    return busiest;
+  }
+
+  /** The rank of the lowest cost that was not tried; -1 if none could take anything. */
+  #lightest(): number {
+    const { cost } = this.#state;
+    let lightest = -1;
+    let min = this.#ceiling;
+    for (const rank of this.#active) {
+      if (!this.#tried[rank] && cost[rank]! < min) {
+        min = cost[rank]!;
+        lightest = rank;
+      }
+    }
+    return lightest;
+  }
+
+  #bestStep(busiest: number, partner: number): Step | undefined {
+    const { row, copies } = this.#state;
+    const count = row.length / this.#state.cost.length;
+    this.#best = undefined;
+    this.#bestScore = -Infinity;
+    for (let i = 0; i < count; i++) {
+      const here = busiest * count + i;
+      const expert = row[here]!;
+      if (expert < 0) continue;
+      const held = this.#state.holds(partner, expert);
+      for (let j = 0; j < count; j++) {
+        const there = partner * count + j;
+        const other = row[there]!;
+        if (other === expert) continue;
+        const otherHeld = other >= 0 && this.#state.holds(busiest, other);
+        if (!held && !otherHeld) this.#tryExchange(here, there);
+        if (!held && (other < 0 || copies[other]! > 1)) {
+          this.#tryCopy(here, there);
+        }
+        if (other >= 0 && !otherHeld && copies[expert]! > 1) {
+          this.#tryCopy(there, here);
+        }
+      }
+    }
+    return this.#best;
+  }
+
+  /** Two slots swap what they hold; the second may be empty. */
+  #tryExchange(slot: number, otherSlot: number): void {
+    const { row, rankOf, slotCost } = this.#state;
+    const expert = row[slot]!;
+    const other = row[otherSlot]!;
+    const [rank, otherRank] = [rankOf[slot]!, rankOf[otherSlot]!];
+    const shift = slotCost[expert]! - (other < 0 ? 0 : slotCost[other]!);
+    if (shift <= 0) return;
+    this.#add(rank, -shift);
+    this.#add(otherRank, shift);
+    const gain = this.#settle();
+    if (!(gain > this.#leastGain)) return;
+    const moves = this.#state.movesOf(otherRank, other, expert) +
+      (other < 0 ? 0 : this.#state.movesOf(rank, expert, other));
+    this.#keep(gain, moves, {
+      slot,
+      expert: other,
+      otherSlot,
+      otherExpert: expert,
+    });
+  }
+
+  /** A slot that is empty or one of several of its expert takes a copy of another's expert. */
+  #tryCopy(from: number, slot: number): void {
+    const { row, rankOf, slotCost, copies } = this.#state;
+    const expert = row[from]!;
+    const out = row[slot]!;
+    const cost = this.#state.costOf(expert, copies[expert]! + 1);
+    this.#addHolders(expert, cost - slotCost[expert]!, -1);
+    this.#add(rankOf[slot]!, cost);
+    if (out >= 0) {
+      const rest = this.#state.costOf(out, copies[out]! - 1);
+      this.#addHolders(out, rest - slotCost[out]!, slot);
+      this.#add(rankOf[slot]!, -slotCost[out]!);
+    }
+    const gain = this.#settle();
+    if (!(gain > this.#leastGain)) return;
+    const moves = this.#state.movesOf(rankOf[slot]!, out, expert);
+    this.#keep(gain, moves, { slot, expert, otherSlot: -1, otherExpert: -1 });
+  }
+
+  #keep(gain: number, moves: number, step: Step): void {
+    if (moves > 0 && this.#state.moved + moves > this.#limits.maxMoves) return;
+    // What moves nothing is better than what moves one slot, but not at any gain.
+    const score = gain / Math.max(moves, 1 / 2);
+    if (score <= this.#bestScore) return;
+    this.#best = step;
+    this.#bestScore = score;
+  }
+
+  #addHolders(expert: number, change: number, except: number): void {
+    let slot = this.#state.firstSlot(expert);
+    for (; slot >= 0; slot = this.#state.nextSlot(slot)) {
+      if (slot !== except) this.#add(this.#state.rankOf[slot]!, change);
+    }
+  }
+
+  #add(rank: number, change: number): void {
+    if (this.#change[rank] === 0) this.#touched[this.#touchedCount++] = rank;
+    this.#change[rank]! += change;
+  }
+
+  /**
+   * Ends the look at a step.
+   *
+   * @returns By how much the sum of squares falls; -Infinity if a rank would be too busy.
+   */
+  #settle(): number {
+    const { work, cost, pace } = this.#state;
+    let gain = 0;
+    for (let i = 0; i < this.#touchedCount; i++) {
+      const rank = this.#touched[i]!;
+      const after = (work[rank]! + this.#change[rank]!) * pace[rank]!;
+      this.#change[rank] = 0;
+      if (after > this.#ceiling) gain = -Infinity;
+      else gain += cost[rank]! ** 2 - after ** 2;
+    }
+    this.#touchedCount = 0;
+    return gain;
+  }
+}

@@ -1,0 +1,57 @@
+// Jobs of several processes, and what they leave behind.
+
+import { type Outcome, runProcess } from "./_run.ts";
+
+/** Names of this project's shared memory on this machine. */
+export function sharedMemory(): Set<string> {
+  const names = [...Deno.readDirSync("/dev/shm")].map(({ name }) => name);
+  return new Set(names.filter((name) => name.startsWith("eplb-")));
+}
+
+/**
+ * The shared memory that is there but was not before. Other tests make some as
+ * well: what goes away within seconds is theirs, what a job has lost stays.
+ */
+export async function leftBehind(
+  before: ReadonlySet<string>,
+): Promise<string[]> {
+  let left = sharedMemory().difference(before);
+  for (let i = 0; left.size > 0 && i < 100; i++) {
+    await new Promise((resolve) => setTimeout(resolve, 100));
+    left = left.intersection(sharedMemory());
+  }
+  return [...left];
+}
+
+/** Starts one process per rank as torchrun does, and waits for all. */
+export async function torchrun(
+  worldSize: number,
+  argsOf: (rank: number) => string[],
+): Promise<Outcome[]> {
+  const port = freePort();
+  return await Promise.all(
+    Array.from({ length: worldSize }, (_, rank) =>
+      runProcess(argsOf(rank), {
+        RANK: `${rank}`,
+        WORLD_SIZE: `${worldSize}`,
+        LOCAL_RANK: `${rank}`,
+        MASTER_ADDR: "127.0.0.1",
+        // The store of a job is on the port above this one.
+        MASTER_PORT: `${port - 1}`,
+      })),
+  );
+}
+
+/** A port that nobody listens on, and that no connection is given by chance. */
+function freePort(): number {
+  for (;;) {
+    // Below the range from which systems take the ports of connections.
+    const port = 20_000 + Math.floor(Math.random() * 12_000);
+    try {
+      Deno.listen({ port }).close();
+      return port;
+    } catch (error) {
+      if (!(error instanceof Deno.errors.AddrInUse)) throw error;
+    }
+  }
+}
