@@ -155,7 +155,8 @@ EPLB_API int32_t eplb_weights_create(const eplb_weights_config* config,
                                      char* error, uint64_t capacity) EPLB_NOEXCEPT;
 // Memory that the caller owns and keeps until the weights are destroyed. `table` [layers][tensors][2]:
 // address of slot 0, and bytes from one slot to the next (>= tensor_bytes). Refused: null addresses,
-// strides below an expert's bytes, ranges that overlap, CUDA pointers of another device.
+// strides below an expert's bytes, ranges that overlap, CUDA pointers of another device. To be pulled from by
+// other processes or GPUs, GPU memory must be of cudaMalloc.
 EPLB_API int32_t eplb_weights_register(eplb_handle weights, const uint64_t* table, char* error,
                                        uint64_t capacity) EPLB_NOEXCEPT;
 // Memory that the library owns, zeroed. `shareable` != 0: peers in other processes can map it (host: POSIX
@@ -196,6 +197,10 @@ typedef struct {
   uint32_t staging_sets;   // 1 or 2; with 2 the next batch moves while one commits
   int32_t max_ctas;        // NCCL's thread blocks per communicator, 0: NCCL's own choice
   uint64_t small_bytes;    // tensors up to this size are packed instead of sent one by one
+  // pull on GPUs. 0: kernels copy what stays on its GPU, beside the copy engines' pulls; 1: the copy
+  // engines do that, too, and kernels copy small tensors only.
+  uint32_t copy_engine_only;
+  uint32_t reserved;       // 0
 } eplb_engine_config;
 
 typedef struct {
@@ -222,6 +227,8 @@ EPLB_API int32_t eplb_engine_describe(eplb_handle engine, eplb_engine_info* info
 EPLB_API int32_t eplb_engine_export(eplb_handle engine, uint32_t index, void* blob,
                                     uint64_t capacity_bytes, uint64_t* bytes, char* error,
                                     uint64_t capacity) EPLB_NOEXCEPT;
+// On GPUs a pull engine keeps peers' memory mapped until it is destroyed: no rank may free weights while
+// another rank's engine of the job lives.
 // [waits] `blobs`: the blobs of all ranks, back to back in rank order; `lengths` [world]. Maps peers' memory
 // or joins NCCL communicators and warms every pair. A blob that does not fit is EPLB_PEER_MISMATCH.
 EPLB_API int32_t eplb_engine_connect(eplb_handle engine, const void* blobs,

@@ -2,7 +2,11 @@
 // Bootstrap blobs.
 #include "blob.h"
 
+#include <unistd.h>
+
+#include <algorithm>
 #include <cstring>
+#include <string>
 #include <type_traits>
 
 #include "eplb.h"
@@ -12,7 +16,9 @@ namespace eplb {
 namespace {
 
 constexpr uint32_t kMagic = 0x424C'4F42;  // "BOLB"
-static_assert(std::is_trivially_copyable_v<RankBlob::Fixed>, "sent as bytes");
+static_assert(std::is_trivially_copyable_v<RankBlob::Fixed> &&
+                  std::is_trivially_copyable_v<GpuAllocation>,
+              "sent as bytes");
 
 // Copies to `target` and returns where it ends.
 char* append(char* target, const void* bytes, size_t count) {
@@ -45,10 +51,11 @@ class Reader {
     left_ -= count;
   }
 
-  std::vector<uint64_t> take_table(uint64_t entries) {
-    if (entries > left_ / sizeof(uint64_t)) mismatch(rank_, "its blob is cut short");
-    std::vector<uint64_t> table(entries);
-    take(table.data(), entries * sizeof(uint64_t));
+  template <class Value>
+  std::vector<Value> take_table(uint64_t entries) {
+    if (entries > left_ / sizeof(Value)) mismatch(rank_, "its blob is cut short");
+    std::vector<Value> table(entries);
+    take(table.data(), entries * sizeof(Value));
     return table;
   }
 
@@ -65,14 +72,35 @@ void terminate(char (&text)[kSize]) {
   text[kSize - 1] = '\0';
 }
 
-// Every expert lies inside the segment that the blob names.
+// Where each piece of the memory that a blob offers ends, put end to end.
+std::vector<uint64_t> ends_of_memory(const RankBlob& blob) {
+  if (blob.allocations.empty()) return {blob.fixed.weights.bytes};
+  std::vector<uint64_t> ends;
+  uint64_t end = 0;
+  for (const GpuAllocation& allocation : blob.allocations) {
+    if (__builtin_add_overflow(end, allocation.bytes, &end)) {
+      mismatch(blob.fixed.rank, "its blob is damaged");
+    }
+    ends.push_back(end);
+  }
+  return ends;
+}
+
+// The piece that holds `offset`.
+size_t piece_at(const std::vector<uint64_t>& ends, uint64_t offset) {
+  return std::upper_bound(ends.begin(), ends.end(), offset) - ends.begin();
+}
+
+// Every tensor's slots lie inside one piece of the memory that the blob offers.
 void check_tables(const RankBlob& blob) {
-  const uint64_t bytes = blob.fixed.weights.bytes;
+  const std::vector<uint64_t> ends = ends_of_memory(blob);
   for (size_t i = 0; i < blob.offset.size(); ++i) {
+    const size_t piece = piece_at(ends, blob.offset[i]);
     uint64_t end;
     if (__builtin_mul_overflow(blob.stride[i], static_cast<uint64_t>(blob.fixed.slots - 1), &end) ||
         __builtin_add_overflow(end, blob.tensor_bytes[i % blob.tensor_bytes.size()], &end) ||
-        __builtin_add_overflow(end, blob.offset[i], &end) || end > bytes) {
+        __builtin_add_overflow(end, blob.offset[i], &end) || piece == ends.size() ||
+        end > ends[piece]) {
       mismatch(blob.fixed.rank, "its blob places weights outside of its shared memory");
     }
   }
@@ -80,13 +108,47 @@ void check_tables(const RankBlob& blob) {
 
 }  // namespace
 
+ProcessIdentity this_process() {
+  static const uint64_t token = random_token();
+  return {::getpid(), token};
+}
+
+void RankBlob::offer(const WeightsView& view, const std::vector<Span>& memory) {
+  stride = view.stride;
+  for (const uint64_t address : view.address) {
+    uint64_t start = 0;  // of the piece, in all of them end to end
+    for (const Span& piece : memory) {
+      if (address - piece.address < piece.bytes) offset.push_back(start + address - piece.address);
+      start += piece.bytes;
+    }
+  }
+}
+
+WeightsView RankBlob::located(const std::vector<uint64_t>& addresses) const {
+  WeightsView view;
+  view.layers = fixed.layers;
+  view.slots = fixed.slots;
+  view.tensors = fixed.tensors;
+  view.tensor_bytes = tensor_bytes;
+  view.stride = stride;
+  const std::vector<uint64_t> ends = ends_of_memory(*this);
+  for (const uint64_t place : offset) {
+    const size_t piece = piece_at(ends, place);
+    view.address.push_back(addresses[piece] + place - (piece == 0 ? 0 : ends[piece - 1]));
+  }
+  return view;
+}
+
 std::vector<char> RankBlob::encode() const {
   Fixed head = fixed;
   head.magic = kMagic;
   head.abi_version = EPLB_ABI_VERSION;
+  head.allocations = static_cast<uint32_t>(allocations.size());
   const size_t entries = tensor_bytes.size() + offset.size() + stride.size();
-  std::vector<char> out(sizeof(head) + entries * sizeof(uint64_t));
+  const size_t allocation_bytes = allocations.size() * sizeof(GpuAllocation);
+  std::vector<char> out(sizeof(head) + allocation_bytes + entries * sizeof(uint64_t));
   char* end = append(out.data(), &head, sizeof(head));
+  end = append(end, allocations.data(), allocation_bytes);
   for (const auto* table : {&tensor_bytes, &offset, &stride}) {
     end = append(end, table->data(), table->size() * sizeof(uint64_t));
   }
@@ -104,17 +166,19 @@ RankBlob RankBlob::decode(const char* bytes, uint64_t length, int32_t rank) {
     mismatch(rank, text("its library has ABI version ", start[1], ", not ", EPLB_ABI_VERSION));
   }
   reader.take(&head, sizeof(head));
+  terminate(head.gpu);
   terminate(head.host.name);
   terminate(head.host.boot_id);
   terminate(head.weights.name);
   terminate(head.control.name);
   if (head.rank != rank) mismatch(rank, text("its blob is that of rank ", head.rank));
   if (head.layers < 1 || head.slots < 1 || head.tensors < 1) mismatch(rank, "its blob is damaged");
-  blob.tensor_bytes = reader.take_table(head.tensors);
-  if (head.weights.name[0] != '\0') {
+  blob.allocations = reader.take_table<GpuAllocation>(head.allocations);
+  blob.tensor_bytes = reader.take_table<uint64_t>(head.tensors);
+  if (head.weights.name[0] != '\0' || head.allocations > 0) {
     const uint64_t entries = static_cast<uint64_t>(head.layers) * head.tensors;
-    blob.offset = reader.take_table(entries);
-    blob.stride = reader.take_table(entries);
+    blob.offset = reader.take_table<uint64_t>(entries);
+    blob.stride = reader.take_table<uint64_t>(entries);
     check_tables(blob);
   }
   if (!reader.done()) mismatch(rank, "its blob is too long");
@@ -125,6 +189,10 @@ void check_compatible(const RankBlob& own, const RankBlob& peer) {
   const RankBlob::Fixed &a = own.fixed, &b = peer.fixed;
   require_equal(own, peer, "world", a.world, b.world);
   require_equal(own, peer, "transport", a.transport, b.transport);
+  const auto memory = [](const RankBlob::Fixed& fixed) {
+    return std::string(fixed.ordinal < 0 ? "the host's" : "a GPU's");
+  };
+  require_equal(own, peer, "memory", memory(a), memory(b));
   require_equal(own, peer, "number of layers", a.layers, b.layers);
   require_equal(own, peer, "number of slots", a.slots, b.slots);
   require_equal(own, peer, "number of tensors", a.tensors, b.tensors);
@@ -143,26 +211,14 @@ void check_reachable(const RankBlob& own, const RankBlob& peer) {
   };
   if (!own.fixed.host.same_memory(peer.fixed.host)) {
     refuse(text("it is on \"", peer.fixed.host.name, "\", rank ", own.fixed.rank, " is on \"",
-                own.fixed.host.name, "\", and they share no memory"));
+                own.fixed.host.name, "\", and they share no memory",
+                own.fixed.ordinal < 0 ? "" : "; use nccl"));
   }
   if (peer.offset.empty()) {
     refuse(
         "it is in another process and its weights are private; let the library allocate "
         "shareable weights");
   }
-}
-
-WeightsView mapped_view(const RankBlob& peer, const SharedMemory& segment) {
-  WeightsView view;
-  view.layers = peer.fixed.layers;
-  view.slots = peer.fixed.slots;
-  view.tensors = peer.fixed.tensors;
-  view.tensor_bytes = peer.tensor_bytes;
-  view.stride = peer.stride;
-  for (const uint64_t offset : peer.offset) {
-    view.address.push_back(reinterpret_cast<uint64_t>(segment.data()) + offset);
-  }
-  return view;
 }
 
 }  // namespace eplb

@@ -11,6 +11,22 @@
 
 namespace eplb {
 
+// A process, told from all others that see the same shared memory.
+struct ProcessIdentity {
+  int32_t pid;
+  uint64_t token;
+  bool operator==(const ProcessIdentity& other) const {
+    return pid == other.pid && token == other.token;
+  }
+};
+ProcessIdentity this_process();
+
+// One allocation of GPU memory.
+struct GpuAllocation {
+  char ipc_handle[64];      // with which other processes map it
+  uint64_t address, bytes;  // in its own process
+};
+
 struct RankBlob {
   // Plain bytes; the tables follow them in an encoded blob.
   struct Fixed {
@@ -20,13 +36,25 @@ struct RankBlob {
     int32_t ordinal;  // the device of the weights, -1: host
     uint32_t staging_sets;
     uint64_t small_bytes;
+    uint32_t allocations;  // of GPU memory, if other ranks pull from there
+    char gpu[32];          // its PCI bus id
     HostIdentity host;
+    ProcessIdentity process;
     SegmentReference weights;  // without a name: other processes cannot map them
     SegmentReference control;  // rank 0's, when a pull engine has ranks in other processes
     NcclIdBlob nccl_id;        // rank 0's, for NCCL
   } fixed = {};
-  std::vector<uint64_t> tensor_bytes;    // [tensors]
-  std::vector<uint64_t> offset, stride;  // [layers * tensors], in the segment `weights`
+  std::vector<uint64_t> tensor_bytes;  // [tensors]
+  std::vector<GpuAllocation> allocations;
+  // [layers * tensors], in the memory that other ranks can map: the segment `weights`, or all
+  // allocations end to end. Empty if there is none.
+  std::vector<uint64_t> offset, stride;
+
+  // Fills `offset` and `stride` for weights that lie in `memory`, in this process.
+  void offer(const WeightsView& view, const std::vector<Span>& memory);
+  // Where this process has the weights, given where it has their memory: an address for the
+  // segment, or for each allocation.
+  WeightsView located(const std::vector<uint64_t>& addresses) const;
 
   std::vector<char> encode() const;
   // Throws EPLB_PEER_MISMATCH, naming the rank, for bytes that encode() does not make.
@@ -38,8 +66,5 @@ void check_compatible(const RankBlob& own, const RankBlob& peer);
 
 // Throws EPLB_UNSUPPORTED, saying what to do, unless this process can map another's weights.
 void check_reachable(const RankBlob& own, const RankBlob& peer);
-
-// The peer's weights, given where its segment is in this process.
-WeightsView mapped_view(const RankBlob& peer, const SharedMemory& segment);
 
 }  // namespace eplb

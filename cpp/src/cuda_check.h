@@ -26,6 +26,16 @@ inline void check_cuda(cudaError_t status, const char* expression) {
                    cudaGetErrorString(status)));
 }
 
+// The answer of a query.
+inline bool is_ready(cudaError_t status, const char* expression) {
+  if (status == cudaErrorNotReady) {
+    (void)cudaGetLastError();
+    return false;
+  }
+  check_cuda(status, expression);
+  return true;
+}
+
 #define EPLB_CUDA(expression) ::eplb::check_cuda((expression), #expression)
 
 // Makes `ordinal` the calling thread's device; to be called by everything that a foreign thread may
@@ -50,15 +60,7 @@ class Stream {
   void wait(cudaEvent_t event) const { EPLB_CUDA(cudaStreamWaitEvent(stream_, event, 0)); }
   void synchronize() const { EPLB_CUDA(cudaStreamSynchronize(stream_)); }
   // True when everything enqueued so far is done. Throws what went wrong on the device.
-  bool idle() const {
-    const cudaError_t status = cudaStreamQuery(stream_);
-    if (status == cudaErrorNotReady) {
-      (void)cudaGetLastError();
-      return false;
-    }
-    check_cuda(status, "cudaStreamQuery");
-    return true;
-  }
+  bool idle() const { return is_ready(cudaStreamQuery(stream_), "cudaStreamQuery"); }
 
  private:
   cudaStream_t stream_ = nullptr;
@@ -72,6 +74,8 @@ class Event {
   ~Event() { (void)cudaEventDestroy(event_); }
   operator cudaEvent_t() const { return event_; }
   void record(cudaStream_t stream) const { EPLB_CUDA(cudaEventRecord(event_, stream)); }
+  // True when everything before the last record is done. Throws what went wrong on the device.
+  bool done() const { return is_ready(cudaEventQuery(event_), "cudaEventQuery"); }
 
  private:
   cudaEvent_t event_ = nullptr;

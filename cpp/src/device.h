@@ -12,6 +12,11 @@ struct Piece {  // one copy; lists of these are what engines and kernels work on
   uint64_t target, source, bytes;
 };
 
+struct IndexRange {  // of a list
+  uint32_t first = 0, last = 0;  // one past the last
+  bool empty() const { return first == last; }
+};
+
 struct Span {
   uint64_t address, bytes;
 };

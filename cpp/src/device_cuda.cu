@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // A GPU as a device, and questions about the GPUs of this machine.
-#include <cuda.h>
-
 #include <algorithm>
 #include <cstring>
 #include <memory>
 
 #include "cuda_check.h"
+#include "cuda_memory.h"
 #include "cuda_query.h"
 #include "device.h"
 #include "digest.h"
@@ -18,44 +17,6 @@ namespace {
 template <class T>
 T* pointer(uint64_t address) {
   return reinterpret_cast<T*>(address);
-}
-
-// A function of the driver, found through the runtime: libeplb does not link libcuda, so that it
-// loads on machines without a driver.
-void* driver_function(const char* name) {
-  void* function = nullptr;
-  cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
-#if CUDART_VERSION >= 12050
-  EPLB_CUDA(cudaGetDriverEntryPointByVersion(name, &function, 12000, cudaEnableDefault, &found));
-#else
-  EPLB_CUDA(cudaGetDriverEntryPoint(name, &function, cudaEnableDefault, &found));
-#endif
-  if (found != cudaDriverEntryPointSuccess || function == nullptr) {
-    throw Error(EPLB_CUDA_ERROR, text("Cannot find ", name, " in the CUDA driver"));
-  }
-  return function;
-}
-
-// The allocation, or the mapping of virtual memory, that holds `address`; of 0 bytes if none does.
-Span mapping_of(uint64_t address) {
-  using GetAddressRange = CUresult (*)(CUdeviceptr*, size_t*, CUdeviceptr);
-  static const auto get_address_range =
-      reinterpret_cast<GetAddressRange>(driver_function("cuMemGetAddressRange"));
-  CUdeviceptr base = 0;
-  size_t bytes = 0;
-  if (get_address_range(&base, &bytes, address) != CUDA_SUCCESS) return {address, 0};
-  return {base, bytes};
-}
-
-// Did cudaMalloc make the memory at `address`, rather than the driver's virtual memory calls?
-bool is_one_allocation(uint64_t address) {
-  using GetAttribute = CUresult (*)(void*, CUpointer_attribute, CUdeviceptr);
-  static const auto get_attribute =
-      reinterpret_cast<GetAttribute>(driver_function("cuPointerGetAttribute"));
-  int one = 0;
-  return get_attribute(&one, CU_POINTER_ATTRIBUTE_IS_LEGACY_CUDA_IPC_CAPABLE, address) ==
-             CUDA_SUCCESS &&
-         one != 0;
 }
 
 std::string describe(const cudaPointerAttributes& attributes) {

@@ -8,6 +8,7 @@
 #include <thread>
 #include <utility>
 
+#include "gpu_pull_mover.h"
 #include "nccl_factory.h"
 #include "pull_mover.h"
 #include "text.h"
@@ -42,6 +43,8 @@ void check_config(const eplb_engine_config& config) {
     wrong("staging_sets", config.staging_sets, "1 or 2");
   }
   if (config.max_ctas < 0) wrong("max_ctas", config.max_ctas, "at least 0");
+  if (config.copy_engine_only > 1) wrong("copy_engine_only", config.copy_engine_only, "0 or 1");
+  if (config.reserved != 0) wrong("reserved", config.reserved, "0");
 }
 
 // While a run uses weights, other calls on them are refused; a run waits for those that were first,
@@ -103,17 +106,19 @@ void Engine::check_locals() const {
 }
 
 void Engine::check_memory() const {
-  const bool pull = config_.transport == EPLB_TRANSPORT_PULL;
   std::vector<Range> hulls;
   for (const Local& local : locals_) {
     const std::string start = text("Cannot create engine: the weights of rank ", local.rank);
     if (!local.weights->has_memory()) refuse(start + " have no memory");
     const bool host = local.weights->device()->ordinal() < 0;
-    if (pull && !host) {
-      refuse(start + " are on a GPU; pull moves host memory, use nccl", EPLB_UNSUPPORTED);
-    }
-    if (!pull && host) {
+    if (host && config_.transport == EPLB_TRANSPORT_NCCL) {
       refuse(start + " are in host memory; nccl moves GPU memory, use pull", EPLB_UNSUPPORTED);
+    }
+    if (host == on_gpus()) {
+      refuse(text(start, " are ", host ? "in host memory" : "on a GPU", ", but those of rank ",
+                  locals_[0].rank, host ? " on a GPU" : " in host memory",
+                  "; a job moves one kind of memory"),
+             EPLB_UNSUPPORTED);
     }
     const std::vector<Range> own = local.weights->hulls(local.rank);
     hulls.insert(hulls.end(), own.begin(), own.end());
@@ -152,15 +157,9 @@ RankBlob Engine::make_blob(uint32_t index) {
   blob.fixed.staging_sets = config_.staging_sets;
   blob.fixed.small_bytes = config_.small_bytes;
   blob.fixed.host = this_host();
+  blob.fixed.process = this_process();
   blob.tensor_bytes = view.tensor_bytes;
-  if (const SharedMemory* segment = local.weights->segment()) {
-    blob.fixed.weights = segment->reference();
-    blob.stride = view.stride;
-    for (const uint64_t address : view.address) {
-      blob.offset.push_back(address - reinterpret_cast<uint64_t>(segment->data()));
-    }
-    segments_.push_back(blob.fixed.weights);
-  }
+  offer_weights(*local.weights, &blob);
   if (local.rank != 0) return blob;
   if (config_.transport == EPLB_TRANSPORT_NCCL) {
     blob.fixed.nccl_id = nccl_make_id();
@@ -170,6 +169,23 @@ RankBlob Engine::make_blob(uint32_t index) {
     segments_.push_back(blob.fixed.control);
   }
   return blob;
+}
+
+// Tells other processes how to map the weights, if they can.
+void Engine::offer_weights(const Weights& weights, RankBlob* blob) {
+  const WeightsView& view = weights.view();
+  std::vector<Span> memory;
+  if (const SharedMemory* segment = weights.segment()) {
+    blob->fixed.weights = segment->reference();
+    segments_.push_back(blob->fixed.weights);
+    memory.push_back({reinterpret_cast<uint64_t>(segment->data()), segment->bytes()});
+  } else if (on_gpus() && config_.transport == EPLB_TRANSPORT_PULL) {
+    const std::string gpu = pci_bus_id(weights.device()->ordinal());
+    gpu.copy(blob->fixed.gpu, sizeof(blob->fixed.gpu) - 1);
+    if (has_remote_ranks()) blob->allocations = export_gpu_memory(view, blob->fixed.rank);
+    for (const GpuAllocation& one : blob->allocations) memory.push_back({one.address, one.bytes});
+  }
+  if (!memory.empty()) blob->offer(view, memory);
 }
 
 void Engine::connect(const char* blobs, const uint64_t* lengths, uint64_t timeout_ms) {
@@ -226,31 +242,47 @@ void Engine::join(const std::vector<RankBlob>& blobs) {
       return make_nccl_mover(config, blobs[0].fixed.nccl_id, cancellation_);
     });
   } else {
-    const auto views = map_peers(blobs);
-    join_control(blobs[0]);
-    members = make_movers([&](const MoverConfig& config) {
-      return make_pull_mover(config, views, control_, cancellation_);
-    });
+    members = make_pull_movers(blobs);
   }
   executor_ = std::make_unique<Executor>(std::move(members), config_.staging_sets, cancellation_,
                                          *crew_, progress_);
 }
 
+std::vector<Executor::Member> Engine::make_pull_movers(const std::vector<RankBlob>& blobs) {
+  if (has_remote_ranks()) {  // local ranks, too, as peers must be able to map them
+    for (const RankBlob& peer : blobs) check_reachable(blobs[locals_[0].rank], peer);
+  }
+  if (on_gpus()) {
+    join_control(blobs[0]);
+    return make_movers([&](const MoverConfig& config) {
+      return make_gpu_pull_mover(config, map_gpu_peers(blobs, local_views(), config.rank),
+                                 control_, cancellation_);
+    });
+  }
+  const auto views = map_peers(blobs);
+  join_control(blobs[0]);
+  return make_movers([&](const MoverConfig& config) {
+    return make_pull_mover(config, views, control_, cancellation_);
+  });
+}
+
+// [world]; empty for ranks of other engines.
+std::vector<WeightsView> Engine::local_views() const {
+  std::vector<WeightsView> views(config_.world);
+  for (const Local& local : locals_) views[local.rank] = local.weights->view();
+  return views;
+}
+
 std::shared_ptr<const std::vector<WeightsView>> Engine::map_peers(
     const std::vector<RankBlob>& blobs) {
-  auto views = std::make_shared<std::vector<WeightsView>>(blobs.size());
-  for (const Local& local : locals_) (*views)[local.rank] = local.weights->view();
+  std::vector<WeightsView> views = local_views();
   for (const RankBlob& peer : blobs) {
-    WeightsView& view = (*views)[peer.fixed.rank];
-    if (!view.address.empty()) {  // a local rank's, which peers must be able to map
-      if (has_remote_ranks()) check_reachable(blobs[locals_[0].rank], peer);
-      continue;
-    }
-    check_reachable(blobs[locals_[0].rank], peer);
+    WeightsView& view = views[peer.fixed.rank];
+    if (!view.address.empty()) continue;
     mappings_.push_back(SharedMemory::open(peer.fixed.weights));
-    view = mapped_view(peer, mappings_.back());
+    view = peer.located({reinterpret_cast<uint64_t>(mappings_.back().data())});
   }
-  return views;
+  return std::make_shared<const std::vector<WeightsView>>(std::move(views));
 }
 
 void Engine::join_control(const RankBlob& first) {
@@ -285,6 +317,7 @@ MoverConfig Engine::mover_config(const Local& local) const {
   config.weights = local.weights->view();
   config.staging = {config_.staging_cells, config_.staging_sets, config_.small_bytes};
   config.max_ctas = config_.max_ctas;
+  config.copy_engine_only = config_.copy_engine_only != 0;
   return config;
 }
 

@@ -58,10 +58,14 @@ class Engine : public HandleObject {
 
   void check_locals() const;
   void check_memory() const;
+  bool on_gpus() const { return locals_[0].weights->device()->ordinal() >= 0; }
   RankBlob make_blob(uint32_t index);
+  void offer_weights(const Weights& weights, RankBlob* blob);
   std::vector<RankBlob> decode_blobs(const char* bytes, const uint64_t* lengths);
   void check_own(const RankBlob& blob, const char* bytes, uint64_t length) const;
   void join(const std::vector<RankBlob>& blobs);
+  std::vector<Executor::Member> make_pull_movers(const std::vector<RankBlob>& blobs);
+  std::vector<WeightsView> local_views() const;
   std::shared_ptr<const std::vector<WeightsView>> map_peers(const std::vector<RankBlob>& blobs);
   void join_control(const RankBlob& first);
   std::vector<Executor::Member> make_movers(

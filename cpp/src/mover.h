@@ -59,6 +59,7 @@ struct MoverConfig {
   WeightsView weights;
   StagingPlan staging;
   int32_t max_ctas = 0;
+  bool copy_engine_only = false;
 };
 
 // Ends waits early. One per engine; shared by its ranks' threads and by eplb_engine_abort.
@@ -94,7 +95,8 @@ class Mover {
   // Starts gathering the batch into staging set `batch % sets`. May return before the bytes are
   // there.
   virtual void stage(size_t batch) = 0;
-  // Tells every rank, once the bytes are there, that this rank has staged the batch.
+  // Tells every rank, once the bytes are there, that this rank has staged the batch; wait() of the
+  // batch may do so instead.
   virtual void arrive(size_t batch) = 0;
   // Returns once every rank has staged the batch: from then on it will be committed everywhere.
   // Throws on timeout, cancellation or a peer's failure; then resolve() says how it ended.

@@ -46,11 +46,6 @@ struct Message {
   uint64_t address, bytes;
 };
 
-struct IndexRange {
-  uint32_t first = 0, last = 0;  // one past the last
-  bool empty() const { return first == last; }
-};
-
 struct BatchSchedule {
   IndexRange pack;                 // pieces: slots -> send packs, before the sends
   IndexRange copy;                 // pieces: slots -> staging, for experts that stay on the rank

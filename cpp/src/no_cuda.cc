@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// Stands in for device_cuda.cu in a build without CUDA.
+// Stands in for device_cuda.cu, and what needs a GPU, in a build without CUDA.
 #include "cuda_query.h"
 #include "device.h"
 #include "error.h"
+#include "gpu_peers.h"
+#include "gpu_pull_mover.h"
 #include "measure.h"
 #include "text.h"
 
@@ -34,5 +36,23 @@ void measure_products(const eplb_product_measure& what, double*) {
 }
 
 bool cuda_peer_access(int32_t ordinal, int32_t) { refuse("reach peers of", ordinal); }
+
+std::string pci_bus_id(int32_t ordinal) { refuse("name", ordinal); }
+
+std::vector<GpuAllocation> export_gpu_memory(const WeightsView&, int32_t rank) {
+  throw Error(EPLB_UNSUPPORTED, text("Cannot share GPU memory of rank ", rank,
+                                     ": libeplb was built without CUDA"));
+}
+
+std::shared_ptr<const GpuPeers> map_gpu_peers(const std::vector<RankBlob>& blobs,
+                                              const std::vector<WeightsView>&, int32_t own) {
+  refuse("pull to", blobs[own].fixed.ordinal);
+}
+
+std::unique_ptr<Mover> make_gpu_pull_mover(const MoverConfig& config,
+                                           std::shared_ptr<const GpuPeers>,
+                                           std::shared_ptr<Control>, const Cancellation&) {
+  refuse("pull to", config.device->ordinal());
+}
 
 }  // namespace eplb

@@ -19,6 +19,22 @@ export function carryLayer(
   job: PolicyJob,
   layer: number,
 ): void {
+  carryActive(row, job, layer);
+  if (job.active.length < job.ranks) restoreLost(row, job);
+}
+
+/**
+ * Fills the active slots of a row with today's layer, even if experts are lost thereby.
+ *
+ * @param row The layer's slots, [slots], -1 everywhere.
+ * @param job What is planned.
+ * @param layer The layer.
+ */
+export function carryActive(
+  row: Int32Array,
+  job: PolicyJob,
+  layer: number,
+): void {
   const { active, slotsPerRank, experts, current } = job;
   let next = 0;
   for (const rank of active) {
@@ -29,7 +45,6 @@ export function carryLayer(
         : current.physicalToLogical[layer * job.slots + slot]!;
     }
   }
-  if (active.length < job.ranks) restoreLost(row, job);
 }
 
 /** Gives each expert without a slot the first empty one, else one of the most copied expert. */

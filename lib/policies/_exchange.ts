@@ -35,6 +35,7 @@ interface Step {
 export class ExchangeSearch {
   readonly #state: LayerState;
   readonly #active: Int32Array;
+  readonly #isActive: Uint8Array;
   readonly #limits: ExchangeLimits;
   /** Change of work of each rank in the step looked at, [ranks], and the ranks it touches. */
   readonly #change: Float64Array;
@@ -45,6 +46,8 @@ export class ExchangeSearch {
   #ceiling = 0;
   /** Decrease of the sum of squares that a step must exceed. */
   #leastGain = 0;
+  /** Slots that a step may move. */
+  #room = 0;
   /** The step that gains most for each slot it moves. */
   #best: Step | undefined;
   #bestScore = 0;
@@ -62,8 +65,33 @@ export class ExchangeSearch {
     this.#limits = limits;
     const ranks = state.cost.length;
     this.#change = new Float64Array(ranks);
-    this.#touched = new Int32Array(ranks);
+    // A rank may be noted twice, but a step changes no more than the slots of two experts.
+    this.#touched = new Int32Array(state.row.length + 2);
     this.#tried = new Uint8Array(ranks);
+    this.#isActive = new Uint8Array(ranks);
+    for (const rank of active) this.#isActive[rank] = 1;
+  }
+
+  /**
+   * Gives a slot to each expert that has none, whatever that moves: hottest expert first, where
+   * the sum of squared costs stays lowest.
+   */
+  restore(): void {
+    const { row, copies, rankOf } = this.#state;
+    this.#ceiling = Infinity;
+    this.#leastGain = -Infinity;
+    this.#room = Infinity;
+    for (const expert of this.#state.lostExperts()) {
+      this.#startChoice();
+      for (let slot = 0; slot < row.length; slot++) {
+        if (!this.#isActive[rankOf[slot]!]) continue;
+        if (row[slot]! < 0 || copies[row[slot]!]! > 1) {
+          this.#tryCopy(expert, slot);
+        }
+      }
+      // As active slots are not fewer than experts, one is empty or holds a second copy.
+      this.#state.replace(this.#best!.slot, expert);
+    }
   }
 
   /**
@@ -117,6 +145,7 @@ export class ExchangeSearch {
       rank === busiest || cost[rank]! <= this.#ceiling
     );
     this.#leastGain = alone ? -Infinity : ROUNDING * max * max;
+    this.#room = this.#limits.maxMoves - this.#state.moved;
     return busiest;
   }
 
@@ -137,8 +166,7 @@ export class ExchangeSearch {
   #bestStep(busiest: number, partner: number): Step | undefined {
     const { row, copies } = this.#state;
     const count = row.length / this.#state.cost.length;
-    this.#best = undefined;
-    this.#bestScore = -Infinity;
+    this.#startChoice();
     for (let i = 0; i < count; i++) {
       const here = busiest * count + i;
       const expert = row[here]!;
@@ -151,10 +179,10 @@ export class ExchangeSearch {
         const otherHeld = other >= 0 && this.#state.holds(busiest, other);
         if (!held && !otherHeld) this.#tryExchange(here, there);
         if (!held && (other < 0 || copies[other]! > 1)) {
-          this.#tryCopy(here, there);
+          this.#tryCopy(expert, there);
         }
         if (other >= 0 && !otherHeld && copies[expert]! > 1) {
-          this.#tryCopy(there, here);
+          this.#tryCopy(other, here);
         }
       }
     }
@@ -183,10 +211,9 @@ export class ExchangeSearch {
     });
   }
 
-  /** A slot that is empty or one of several of its expert takes a copy of another's expert. */
-  #tryCopy(from: number, slot: number): void {
+  /** A slot that is empty or one of several of its expert takes a copy of another. */
+  #tryCopy(expert: number, slot: number): void {
     const { row, rankOf, slotCost, copies } = this.#state;
-    const expert = row[from]!;
     const out = row[slot]!;
     const cost = this.#state.costOf(expert, copies[expert]! + 1);
     this.#addHolders(expert, cost - slotCost[expert]!, -1);
@@ -202,10 +229,16 @@ export class ExchangeSearch {
     this.#keep(gain, moves, { slot, expert, otherSlot: -1, otherExpert: -1 });
   }
 
+  #startChoice(): void {
+    this.#best = undefined;
+    this.#bestScore = -Infinity;
+  }
+
   #keep(gain: number, moves: number, step: Step): void {
-    if (moves > 0 && this.#state.moved + moves > this.#limits.maxMoves) return;
+    if (moves > 0 && moves > this.#room) return;
     // What moves nothing is better than what moves one slot, but not at any gain.
-    const score = gain / Math.max(moves, 1 / 2);
+    const weight = Math.max(moves, 1 / 2);
+    const score = gain > 0 ? gain / weight : gain * weight;
     if (score <= this.#bestScore) return;
     this.#best = step;
     this.#bestScore = score;

@@ -11,7 +11,7 @@ const NONE = -1;
 /** A layer whose slots can be written one by one; memory is used again for each layer. */
 export class LayerState {
   /** Expert of each slot, [slots]; written by {@linkcode replace}. */
-  row: Int32Array = new Int32Array();
+  row: Int32Array;
   /** Rank of each slot, [slots]. */
   readonly rankOf: Int32Array;
   /** Slots that hold each expert, [experts]. */
@@ -53,6 +53,7 @@ export class LayerState {
   ) {
     const { ranks, slots, slotsPerRank, experts } = job;
     this.#job = job;
+    this.row = new Int32Array(slots);
     this.#tokenCost = objective.tokenCost;
     this.#expertCost = objective.expertCost;
     this.pace = objective.pace;
@@ -98,6 +99,13 @@ export class LayerState {
     const tokens = this.#load[expert]!;
     if (tokens === 0 || copies === 0) return 0;
     return this.#tokenCost * tokens / copies + this.#expertCost;
+  }
+
+  /** Experts without a slot, those with most tokens first. */
+  lostExperts(): number[] {
+    const lost: number[] = [];
+    this.copies.forEach((copies, expert) => copies === 0 && lost.push(expert));
+    return lost.sort((a, b) => this.#load[b]! - this.#load[a]!);
   }
 
   /** Tells whether a rank holds an expert. */

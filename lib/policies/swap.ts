@@ -5,7 +5,7 @@
  */
 import { checkInteger, show } from "../_check.ts";
 import { Placement } from "../placement.ts";
-import { carryLayer } from "./_carry.ts";
+import { carryActive, carryLayer } from "./_carry.ts";
 import { type ExchangeLimits, ExchangeSearch } from "./_exchange.ts";
 import { checkInput, isDense, type PolicyJob } from "./_job.ts";
 import { keepSlots } from "./_keep_slots.ts";
@@ -67,8 +67,8 @@ export interface SwapOptions {
  *   slotsPerRank: 2,
  *   current: Placement.from([[0, 1, 2, 3]], { ranks: 2 }),
  * });
- * // 110 and 30 tokens become 70 and 70: experts 1 and 2 change places.
- * assertEquals([...placement.physicalToLogical], [0, 2, 1, 3]);
+ * // 110 and 30 tokens become 70 and 70: experts 0 and 3 change places.
+ * assertEquals([...placement.physicalToLogical], [3, 1, 2, 0]);
  * ```
  */
 export function swapPolicy(
@@ -85,6 +85,7 @@ export function swapPolicy(
     if (isDense(job, layer)) continue;
     const row = map.subarray(layer * slots, (layer + 1) * slots);
     state.start(row, layer);
+    search.restore();
     while (search.run()) {
       keepRanks(row, job, layer);
       // Sums are taken in the order of slots: looked at anew, the result must be final too.
@@ -95,13 +96,15 @@ export function swapPolicy(
   return { placement, shares: equalShares(placement) };
 }
 
-/** Today's placement as far as the active ranks hold it; a new one if there is none. */
+/** Today's placement as far as active ranks hold it; a new one if there is none. */
 function startingMap(job: PolicyJob): Int32Array {
   const { layers, slots, current } = job;
   if (current === undefined) return planAnew(job);
   const map = new Int32Array(layers * slots).fill(-1);
   for (let layer = 0; layer < layers; layer++) {
-    carryLayer(map.subarray(layer * slots, (layer + 1) * slots), job, layer);
+    const row = map.subarray(layer * slots, (layer + 1) * slots);
+    if (isDense(job, layer)) carryLayer(row, job, layer);
+    else carryActive(row, job, layer);
   }
   return map;
 }

@@ -17,7 +17,7 @@ export async function leftBehind(
 ): Promise<string[]> {
   let left = sharedMemory().difference(before);
   for (let i = 0; left.size > 0 && i < 100; i++) {
-    await new Promise((resolve) => setTimeout(resolve, 100));
+    await pause(100);
     left = left.intersection(sharedMemory());
   }
   return [...left];
@@ -27,19 +27,26 @@ export async function leftBehind(
 export async function torchrun(
   worldSize: number,
   argsOf: (rank: number) => string[],
+  /** Milliseconds by which the last rank comes later than the others. */
+  delay = 0,
 ): Promise<Outcome[]> {
   const port = freePort();
-  return await Promise.all(
-    Array.from({ length: worldSize }, (_, rank) =>
-      runProcess(argsOf(rank), {
-        RANK: `${rank}`,
-        WORLD_SIZE: `${worldSize}`,
-        LOCAL_RANK: `${rank}`,
-        MASTER_ADDR: "127.0.0.1",
-        // The store of a job is on the port above this one.
-        MASTER_PORT: `${port - 1}`,
-      })),
-  );
+  const ranks = Array.from({ length: worldSize }, async (_, rank) => {
+    if (rank === worldSize - 1) await pause(delay);
+    return await runProcess(argsOf(rank), {
+      RANK: `${rank}`,
+      WORLD_SIZE: `${worldSize}`,
+      LOCAL_RANK: `${rank}`,
+      MASTER_ADDR: "127.0.0.1",
+      // The store of a job is on the port above this one.
+      MASTER_PORT: `${port - 1}`,
+    });
+  });
+  return await Promise.all(ranks);
+}
+
+function pause(milliseconds: number): Promise<void> {
+  return new Promise((resolve) => setTimeout(resolve, milliseconds));
 }
 
 /** A port that nobody listens on, and that no connection is given by chance. */

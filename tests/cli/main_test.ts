@@ -137,8 +137,9 @@ Deno.test("cli.ts passes arguments, streams and exit codes on", async () => {
 Deno.test("cli.ts writes a document to a pipe whole, whatever its size", async () => {
   // A thousand runs make a document that does not fit the buffer of a pipe.
   const { code, stdout } = await runProcess([
-    ...["rearrange", "--json", "--ranks", "2", "--layers", "1"],
-    ...["--experts", "2", "--scale", "64", "--repeat", "1000", "--no-verify"],
+    ...["rearrange", "--json", "--device", "host", "--ranks", "2"],
+    ...["--layers", "1", "--experts", "2", "--scale", "64"],
+    ...["--repeat", "1000", "--no-verify"],
   ]);
   assertEquals(code, 0);
   assertGreater(stdout.length, 65_536);

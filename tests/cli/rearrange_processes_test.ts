@@ -117,10 +117,12 @@ Deno.test("rearrange under torchrun is one rank of the job, and rank 0 prints", 
 
 Deno.test("rearrange under torchrun tells every rank which one failed, and why", async () => {
   const before = sharedMemory();
-  const outcomes = await torchrun(3, (rank) => [
+  const argsOf = (rank: number): string[] => [
     ...[...JOB, "--ranks", "3", "--timeout", "20"],
     ...["--to", rank === 1 ? "/no/map.json" : "random:1"],
-  ]);
+  ];
+  // The last rank comes when rank 1 could have failed long ago.
+  const outcomes = await torchrun(3, argsOf, 700);
   assertEquals(outcomes.map(({ code }) => code), [1, 1, 1]);
   const reason = 'Cannot read "/no/map.json": no such file';
   const [zero, one, two] = outcomes;

@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: Apache-2.0
+// GPU memory that other ranks pull from. Defined in gpu_peers.cc, or in no_cuda.cc.
+//
+// A rank of the same process is reached by its own addresses, once the GPUs may reach each other. A
+// rank of another process offers each allocation that holds its weights by CUDA IPC, and whoever
+// pulls maps it. So memory must come from cudaMalloc: pools and virtual memory are refused, with a
+// text that says what to do. What is mapped must live until it is unmapped, which is when the last
+// engine that pulls from it is destroyed.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "blob.h"
+#include "mover.h"
+#include "pull_schedule.h"
+
+namespace eplb {
+
+// What names a GPU in all processes of a machine.
+std::string pci_bus_id(int32_t ordinal);
+
+// The allocations that hold these weights, each once. Throws EPLB_UNSUPPORTED, naming rank, layer
+// and tensor, for memory that other processes cannot map.
+std::vector<GpuAllocation> export_gpu_memory(const WeightsView& weights, int32_t rank);
+
+// All ranks' weights as one GPU of this process reaches them.
+struct GpuPeers {
+  std::vector<PullSource> ranks;  // [world]
+  std::vector<std::shared_ptr<const void>> mappings;
+};
+
+// As seen by the GPU of rank `own`. `locals` [world]: weights of this engine's ranks, empty for the
+// others. Throws EPLB_UNSUPPORTED, naming both, for a rank that this one cannot pull from.
+std::shared_ptr<const GpuPeers> map_gpu_peers(const std::vector<RankBlob>& blobs,
+                                              const std::vector<WeightsView>& locals, int32_t own);
+
+}  // namespace eplb
