@@ -11,6 +11,9 @@ export function dataFile(name: string): URL | undefined {
     console.log(`no data folder: set ${DATA_VARIABLE} to test with ${name}`);
     return undefined;
   }
-  const base = new URL(`${folder.replace(/\/?$/, "/")}`, `file://${Deno.cwd()}/`);
+  const base = new URL(
+    `${folder.replace(/\/?$/, "/")}`,
+    `file://${Deno.cwd()}/`,
+  );
   return new URL(name, base);
 }

@@ -228,8 +228,8 @@ TEST("a process that exits without destroying anything removes its names, and no
   std::fflush(stdout);
   const pid_t pid = ::fork();
   if (pid == 0) {
-    auto* kept = new Weights({1, 1, {8}}, Memory::kShared);
-    auto* joined = new Engine(engine_config(2, 1, 1, 1), {1}, {kept->handle()});
+    static auto* kept = new Weights({1, 1, {8}}, Memory::kShared);
+    static auto* joined = new Engine(engine_config(2, 1, 1, 1), {1}, {kept->handle()});
     const std::vector<char> blob = joined->blob(0);
     std::memcpy(board->ranks[1].blob, blob.data(), blob.size());
     board->ranks[1].bytes = blob.size();

@@ -1,4 +1,5 @@
 import meta from "../../deno.json" with { type: "json" };
+import { bench } from "./bench.ts";
 import { build } from "./build.ts";
 import { type Command, EXIT, UsageError } from "./command.ts";
 import { doctor } from "./doctor.ts";
@@ -10,7 +11,7 @@ import { rearrange } from "./rearrange.ts";
 import type { Terminal } from "./terminal.ts";
 
 /** All subcommands, in the order of the help. */
-export const COMMANDS: readonly Command[] = [rearrange, doctor, build];
+export const COMMANDS: readonly Command[] = [rearrange, bench, doctor, build];
 
 /**
  * Runs one command line.

@@ -63,10 +63,19 @@ export function librarySearchPath(options: OpenLibraryOptions = {}): string[] {
   );
 }
 
+/** The library's functions, or why the file does not serve. */
 function tryOpen(path: string): Symbols | string {
-  let probe: Deno.DynamicLibrary<Pick<typeof SYMBOLS, "eplb_abi_version">>;
   try {
-    probe = Deno.dlopen(path, { eplb_abi_version: SYMBOLS.eplb_abi_version });
+    // Asked first and alone, as a library with another ABI may lack the others.
+    const probe = Deno.dlopen(path, {
+      eplb_abi_version: SYMBOLS.eplb_abi_version,
+    });
+    const abi = probe.symbols.eplb_abi_version();
+    probe.close();
+    if (abi !== ABI_VERSION) {
+      return `it has ABI ${abi}, this package needs ABI ${ABI_VERSION}: run "eplb build"`;
+    }
+    return checkStructs(Deno.dlopen(path, SYMBOLS).symbols);
   } catch (error) {
     if (error instanceof Deno.errors.NotCapable) throw error;
     // The loader says "Could not open library" twice and the path once more.
@@ -74,17 +83,13 @@ function tryOpen(path: string): Symbols | string {
     return text.replaceAll("Could not open library: ", "")
       .replace(`${path}: `, "");
   }
-  const abi = probe.symbols.eplb_abi_version();
-  if (abi !== ABI_VERSION) {
-    probe.close();
-    return `it has ABI ${abi}, this package needs ABI ${ABI_VERSION}: run "eplb build"`;
-  }
-  const { symbols } = Deno.dlopen(path, SYMBOLS);
-  probe.close();
+}
+
+function checkStructs(symbols: Symbols): Symbols | string {
   for (const [name, { kind, bytes }] of Object.entries(STRUCTS)) {
     const actual = symbols.eplb_struct_size(kind);
     if (actual < bytes) {
-      return `its ${name} has ${actual} bytes, this package needs ${bytes}`;
+      return `its ${name} has ${actual} bytes, this package needs ${bytes}: run "eplb build"`;
     }
   }
   return symbols;

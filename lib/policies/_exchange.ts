@@ -40,6 +40,7 @@ export class ExchangeSearch {
   /** Change of work of each rank in the step looked at, [ranks], and the ranks it touches. */
   readonly #change: Float64Array;
   readonly #touched: Int32Array;
+  readonly #isTouched: Uint8Array;
   #touchedCount = 0;
   readonly #tried: Uint8Array;
   /** Cost that touched ranks must not exceed. */
@@ -65,8 +66,8 @@ export class ExchangeSearch {
     this.#limits = limits;
     const ranks = state.cost.length;
     this.#change = new Float64Array(ranks);
-    // A rank may be noted twice, but a step changes no more than the slots of two experts.
-    this.#touched = new Int32Array(state.row.length + 2);
+    this.#touched = new Int32Array(ranks);
+    this.#isTouched = new Uint8Array(ranks);
     this.#tried = new Uint8Array(ranks);
     this.#isActive = new Uint8Array(ranks);
     for (const rank of active) this.#isActive[rank] = 1;
@@ -252,7 +253,8 @@ export class ExchangeSearch {
   }
 
   #add(rank: number, change: number): void {
-    if (this.#change[rank] === 0) this.#touched[this.#touchedCount++] = rank;
+    if (!this.#isTouched[rank]) this.#touched[this.#touchedCount++] = rank;
+    this.#isTouched[rank] = 1;
     this.#change[rank]! += change;
   }
 
@@ -268,6 +270,7 @@ export class ExchangeSearch {
       const rank = this.#touched[i]!;
       const after = (work[rank]! + this.#change[rank]!) * pace[rank]!;
       this.#change[rank] = 0;
+      this.#isTouched[rank] = 0;
       if (after > this.#ceiling) gain = -Infinity;
       else gain += cost[rank]! ** 2 - after ** 2;
     }

@@ -6,7 +6,7 @@
 import { show } from "../_check.ts";
 import type { Placement } from "../placement.ts";
 import type { Topology } from "../topology.ts";
-import { primarySlots } from "./_primary.ts";
+import { primarySlots, sortRanks } from "./_primary.ts";
 import { type SlotCost, slotCost } from "./_slot_cost.ts";
 import type { Objective } from "./objective.ts";
 
@@ -72,9 +72,10 @@ export function rankCosts(input: RankCostInput, layer: number): Float64Array {
     const expert = row[slot]!;
     if (expert < 0) continue;
     const cell = layer * experts + expert;
-    const tokens = load[cell]! * (shares === undefined
-      ? 1 / placement.logicalReplicaCount[cell]!
-      : shares[layer * slots + slot]!);
+    const tokens = load[cell]! *
+      (shares === undefined
+        ? 1 / placement.logicalReplicaCount[cell]!
+        : shares[layer * slots + slot]!);
     if (tokens === 0) continue;
     const rank = Math.floor(slot / slotsPerRank);
     const away = home !== undefined &&
@@ -92,7 +93,10 @@ function homeNodes(
   { placement, topology, objective }: RankCostInput,
 ): Int32Array | undefined {
   if (topology === undefined || objective.crossNodeCost === 0) return undefined;
-  return primarySlots(row, placement).map((slot) =>
-    topology.nodeOf[Math.floor(slot / placement.slotsPerRank)]!
-  );
+  const { nodeOf } = topology;
+  const { slotsPerRank } = placement;
+  const ranks = Int32Array.from({ length: placement.ranks }, (_, rank) => rank);
+  const traits = { slotsPerRank, nodeOf, pace: objective.pace };
+  return primarySlots(row, sortRanks(row, ranks, traits), placement)
+    .map((slot) => nodeOf[Math.floor(slot / slotsPerRank)]!);
 }

@@ -27,7 +27,7 @@ const ALIGNMENT = 256;
 
 /** Turns a bound in bytes into sets of cells. */
 export function stagingFor(
-  weights: ExpertWeights,
+  weights: Pick<ExpertWeights, "slots" | "tensorBytes">,
   options: StagingOptions = {},
 ): Staging {
   const sets = options.sets ?? 2;

@@ -15,9 +15,15 @@ import { ExpertLayout, type ExpertTensorSpec } from "./layout.ts";
  * | `"deepseek-r1"`    | 58         | 256     | 7168   | 2048         | FP8 and scales |
  * | `"qwen3-235b"`     | 94         | 128     | 4096   | 1536         | BF16           |
  * | `"mixtral-8x7b"`   | 32         | 8       | 4096   | 14336        | BF16           |
+ * | `"fine-grained"`   | 58         | 128     | 1024   | 512          | FP8 and scales, without a gate: 1 MiB |
  * | `"tiny"`           | 4          | 16      | 64     | 64           | BF16 and scales |
  */
-export type ModelName = "deepseek-r1" | "qwen3-235b" | "mixtral-8x7b" | "tiny";
+export type ModelName =
+  | "deepseek-r1"
+  | "qwen3-235b"
+  | "mixtral-8x7b"
+  | "fine-grained"
+  | "tiny";
 
 /** Layers, experts and expert layout of a model. */
 export interface ModelShape {
@@ -60,6 +66,8 @@ interface Sizes {
   readonly intermediate: number;
   readonly dtype: Dtype;
   readonly scales: boolean;
+  /** Whether there is a gate beside the up projection; so it is unless this is false. */
+  readonly gated?: boolean;
 }
 
 const MODELS: ReadonlyMap<string, Sizes> = new Map<ModelName, Sizes>([
@@ -87,6 +95,15 @@ const MODELS: ReadonlyMap<string, Sizes> = new Map<ModelName, Sizes>([
     dtype: "BF16",
     scales: false,
   }],
+  ["fine-grained", {
+    layers: 58,
+    experts: 128,
+    hidden: 1024,
+    intermediate: 512,
+    dtype: "F8_E4M3",
+    scales: true,
+    gated: false,
+  }],
   ["tiny", {
     layers: 4,
     experts: 16,
@@ -103,8 +120,8 @@ const SCALE_BLOCK = 128;
 /**
  * Sizes of a known model, whole or reduced.
  *
- * The tensors are `w13` [2 × intermediate, hidden] (gate, then up), `w2`
- * [hidden, intermediate] (down) and, where the weights have them, `w13_scale`
+ * The tensors are `w13` [2 × intermediate, hidden] (gate, then up; without a gate
+ * `w1` [intermediate, hidden]), `w2` [hidden, intermediate] (down) and, where the weights have them, `w13_scale`
  * and `w2_scale`: one F32 for each 128 × 128 block of gate, up and down.
  *
  * @param name The model's name.
@@ -156,16 +173,17 @@ export function modelShape(
 
 /** Gate and up are quantized apart, so each begins a block of its own. */
 function tensorSpecs(
-  { dtype, scales }: Sizes,
+  { dtype, scales, gated = true }: Sizes,
   { h, i }: { readonly h: number; readonly i: number },
 ): ExpertTensorSpec[] {
+  const [up, parts] = gated ? ["w13", 2] : ["w1", 1];
   const specs: ExpertTensorSpec[] = [
-    { name: "w13", dtype, shape: [2 * i, h] },
+    { name: up, dtype, shape: [parts * i, h] },
     { name: "w2", dtype, shape: [h, i] },
   ];
   if (scales) {
     const [hb, ib] = [Math.ceil(h / SCALE_BLOCK), Math.ceil(i / SCALE_BLOCK)];
-    specs.push({ name: "w13_scale", dtype: "F32", shape: [2 * ib, hb] });
+    specs.push({ name: `${up}_scale`, dtype: "F32", shape: [parts * ib, hb] });
     specs.push({ name: "w2_scale", dtype: "F32", shape: [hb, ib] });
   }
   return specs;

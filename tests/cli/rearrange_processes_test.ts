@@ -7,7 +7,8 @@ import {
 import "../_native.ts";
 import { TemporaryFolder } from "../weights/_files.ts";
 import { assertSaved, FIXTURES } from "./_checkpoints.ts";
-import { leftBehind, sharedMemory, torchrun } from "./_job.ts";
+import { leftBehind, sharedMemory } from "../_shared_memory.ts";
+import { torchrun } from "./_job.ts";
 import { contiguousMap, jsonOf, needsOf, shuffledMap } from "./_maps.ts";
 import { documentOf, errorOf, run, runProcess } from "./_run.ts";
 

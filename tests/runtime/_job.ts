@@ -53,10 +53,3 @@ async function readReport(
   const last = text.trim().split("\n").at(-1) ?? "";
   return last.startsWith("{") ? JSON.parse(last) : undefined;
 }
-
-/** Names of this project's shared memory on this machine. */
-export function sharedMemory(): string[] {
-  return [...Deno.readDirSync("/dev/shm")]
-    .map(({ name }) => name)
-    .filter((name) => name.startsWith("eplb-"));
-}

@@ -6,7 +6,8 @@ import {
 } from "@std/assert";
 import { StoreServer } from "../../lib/cluster/store_server.ts";
 import { SeededRandom } from "../../lib/random.ts";
-import { sharedMemory, startRanks } from "./_job.ts";
+import { leftBehind, sharedMemory } from "../_shared_memory.ts";
+import { startRanks } from "./_job.ts";
 import type { RankReport, RankTask } from "./_rank_process.ts";
 
 const small: RankTask = {
@@ -30,11 +31,12 @@ async function runAll(
 }
 
 Deno.test("rearrange() leaves every byte where the map says, one process per rank", async () => {
+  const before = sharedMemory();
   const reports = await runAll(4, small);
   assertEquals(reports.map(({ error }) => error), Array(4).fill(undefined));
   assertEquals(reports.map(({ steps }) => steps), Array(4).fill(40));
   assertEquals(reports.map(({ wrongWords }) => wrongWords), Array(4).fill(0));
-  assertEquals(sharedMemory(), []);
+  assertEquals(await leftBehind(before), []);
 });
 
 Deno.test("rearrange() refuses plans that differ, and names the rank", async () => {
@@ -52,6 +54,7 @@ Deno.test("rearrange() refuses plans that differ, and names the rank", async () 
 });
 
 Deno.test("connect() refuses ranks whose tensors differ in size, and names one", async () => {
+  const before = sharedMemory();
   const reports = await runAll(
     2,
     (rank) => ({
@@ -63,7 +66,7 @@ Deno.test("connect() refuses ranks whose tensors differ in size, and names one",
   assertEquals(reports.length, 2);
   for (const { error } of reports) assertMatch(error!, /rank [01]/);
   assert(reports.some(({ error }) => error!.includes("tensor")));
-  assertEquals(sharedMemory(), []);
+  assertEquals(await leftBehind(before), []);
 });
 
 Deno.test("kill -9 of a rank gives every survivor an error that names it, and loses nothing", async (t) => {
@@ -84,6 +87,7 @@ Deno.test("kill -9 of a rank gives every survivor an error that names it, and lo
     await t.step(
       `round ${round}: rank ${victim} after ${moment} ms`,
       async () => {
+        const before = sharedMemory();
         await using server = StoreServer.listen({ worldSize: 4, token: "t" });
         const ranks = startRanks(server, large);
         await Promise.all(ranks.map(({ ready }) => ready));
@@ -104,7 +108,7 @@ Deno.test("kill -9 of a rank gives every survivor an error that names it, and lo
         const layers = survivors.map((report) => report.committedLayers!);
         if (layers.some((n) => n > 0 && n < large.layers)) midMove++;
         assert(seconds < 20, `survivors took ${seconds} s`);
-        assertEquals(sharedMemory(), []);
+        assertEquals(await leftBehind(before), []);
       },
     );
   }

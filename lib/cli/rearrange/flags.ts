@@ -56,9 +56,15 @@ const WEIGHTS: FlagGroup = {
       name: "shape",
       value: "NAME",
       type: "text",
-      choices: ["deepseek-r1", "qwen3-235b", "mixtral-8x7b", "tiny"],
+      choices: [
+        "deepseek-r1",
+        "qwen3-235b",
+        "mixtral-8x7b",
+        "fine-grained",
+        "tiny",
+      ],
       help:
-        "synthetic weights: deepseek-r1, qwen3-235b, mixtral-8x7b or tiny (default)",
+        "synthetic weights: deepseek-r1, qwen3-235b, mixtral-8x7b, fine-grained or tiny (default)",
     },
     {
       name: "layers",

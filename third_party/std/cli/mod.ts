@@ -1,1 +1,1 @@
-export { type ParseOptions, parseArgs } from "./parse_args.ts";
+export { unicodeWidth } from "./unicode_width.ts";
