@@ -29,6 +29,7 @@ export interface NativeEngineOptions {
   readonly stagingSets: number;
   readonly maxCtas: number;
   readonly smallBytes: number;
+  readonly copyEngineOnly: boolean;
 }
 
 /** The outcome of a run, with the native status that ended it. */

@@ -7,7 +7,7 @@ export const STRUCTS: Readonly<
 > = {
   eplb_device_info: { kind: 1, bytes: 200 },
   eplb_weights_config: { kind: 2, bytes: 24 },
-  eplb_engine_config: { kind: 3, bytes: 40 },
+  eplb_engine_config: { kind: 3, bytes: 48 },
   eplb_engine_info: { kind: 4, bytes: 24 },
   eplb_run_result: { kind: 5, bytes: 24 },
   eplb_copy_measure: { kind: 6, bytes: 40 },
@@ -91,6 +91,7 @@ export function engineConfig(config: {
   stagingSets: number;
   maxCtas: number;
   smallBytes: number;
+  copyEngineOnly: boolean;
 }): DataView<ArrayBuffer> {
   const view = struct("eplb_engine_config");
   view.setUint32(8, config.world, true);
@@ -100,6 +101,7 @@ export function engineConfig(config: {
   view.setUint32(24, config.stagingSets, true);
   view.setInt32(28, config.maxCtas, true);
   view.setBigUint64(32, BigInt(config.smallBytes), true);
+  view.setUint32(40, config.copyEngineOnly ? 1 : 0, true);
   return view;
 }
 

@@ -4,6 +4,7 @@
  * @module
  */
 import type { LayerState } from "./_layer_state.ts";
+import { sortRanks } from "./_primary.ts";
 
 /** Smaller gains than this part of the highest cost could be rounding. */
 const ROUNDING = 1e-9;
@@ -28,14 +29,13 @@ interface Step {
 /**
  * Makes exchanges in a layer until none is worth it.
  *
- * Each step relieves the busiest rank, and no rank that it touches comes near the cost that the
- * busiest had; where other ranks are about as busy, the sum of squared costs must fall as well.
+ * Each step relieves the busiest rank, and no rank that gets more work comes near the cost that
+ * the busiest had; where other ranks are about as busy, the sum of squared costs must fall as well.
  * So the pair (highest cost, sum of squares) falls with every step.
  */
 export class ExchangeSearch {
   readonly #state: LayerState;
   readonly #active: Int32Array;
-  readonly #isActive: Uint8Array;
   readonly #limits: ExchangeLimits;
   /** Change of work of each rank in the step looked at, [ranks], and the ranks it touches. */
   readonly #change: Float64Array;
@@ -43,7 +43,9 @@ export class ExchangeSearch {
   readonly #isTouched: Uint8Array;
   #touchedCount = 0;
   readonly #tried: Uint8Array;
-  /** Cost that touched ranks must not exceed. */
+  /** The rank to relieve, -1 if there is none. */
+  #busiest = -1;
+  /** Cost that the relieved rank and those that get more work must not exceed. */
   #ceiling = 0;
   /** Decrease of the sum of squares that a step must exceed. */
   #leastGain = 0;
@@ -62,32 +64,41 @@ export class ExchangeSearch {
    */
   constructor(state: LayerState, active: Int32Array, limits: ExchangeLimits) {
     this.#state = state;
-    this.#active = active;
+    this.#active = active.slice();
     this.#limits = limits;
     const ranks = state.cost.length;
     this.#change = new Float64Array(ranks);
     this.#touched = new Int32Array(ranks);
     this.#isTouched = new Uint8Array(ranks);
     this.#tried = new Uint8Array(ranks);
-    this.#isActive = new Uint8Array(ranks);
-    for (const rank of active) this.#isActive[rank] = 1;
+  }
+
+  /** Takes up the layer of the state; experts without a slot get one. */
+  start(): void {
+    const { row, slotsPerRank, pace } = this.#state;
+    // Ties go to the first rank, so the order must not depend on numbers of ranks.
+    sortRanks(row, this.#active, { slotsPerRank, nodeOf: undefined, pace });
+    this.#restore();
   }
 
   /**
    * Gives a slot to each expert that has none, whatever that moves: hottest expert first, where
    * the sum of squared costs stays lowest.
    */
-  restore(): void {
-    const { row, copies, rankOf } = this.#state;
+  #restore(): void {
+    const { row, copies, slotsPerRank } = this.#state;
+    this.#busiest = -1;
     this.#ceiling = Infinity;
     this.#leastGain = -Infinity;
     this.#room = Infinity;
     for (const expert of this.#state.lostExperts()) {
       this.#startChoice();
-      for (let slot = 0; slot < row.length; slot++) {
-        if (!this.#isActive[rankOf[slot]!]) continue;
-        if (row[slot]! < 0 || copies[row[slot]!]! > 1) {
-          this.#tryCopy(expert, slot);
+      for (const rank of this.#active) {
+        const end = (rank + 1) * slotsPerRank;
+        for (let slot = rank * slotsPerRank; slot < end; slot++) {
+          if (row[slot]! < 0 || copies[row[slot]!]! > 1) {
+            this.#tryCopy(expert, slot);
+          }
         }
       }
       // As active slots are not fewer than experts, one is empty or holds a second copy.
@@ -107,8 +118,37 @@ export class ExchangeSearch {
   }
 
   #step(): boolean {
-    const busiest = this.#aim();
-    if (busiest < 0) return false;
+    const max = this.#aim();
+    if (max < 0) return false;
+    // Equally busy ranks are tried in turn: which is first must not decide whether it ends.
+    return this.#active.some((rank) =>
+      this.#state.cost[rank]! >= max * (1 - ROUNDING) && this.#relieve(rank)
+    );
+  }
+
+  /** Works out what a step must reach; returns the highest cost, -1 if there is nothing to gain. */
+  #aim(): number {
+    const { cost } = this.#state;
+    let max = 0;
+    let sum = 0;
+    for (const rank of this.#active) {
+      sum += cost[rank]!;
+      max = Math.max(max, cost[rank]!);
+    }
+    const mean = sum / this.#active.length;
+    const least = Math.max(this.#limits.minGain * mean, ROUNDING * max);
+    if (max - mean < least || max === 0) return -1;
+    this.#ceiling = max - least;
+    let busy = 0;
+    for (const rank of this.#active) if (cost[rank]! > this.#ceiling) busy++;
+    this.#leastGain = busy <= 1 ? -Infinity : ROUNDING * max * max;
+    this.#room = this.#limits.maxMoves - this.#state.moved;
+    return max;
+  }
+
+  /** Makes the best step between a rank and the lightest one that can help. */
+  #relieve(busiest: number): boolean {
+    this.#busiest = busiest;
     this.#tried.fill(0);
     this.#tried[busiest] = 1;
     for (;;) {
@@ -123,31 +163,6 @@ export class ExchangeSearch {
       }
       return true;
     }
-  }
-
-  /** Finds the busiest rank, and what a step must reach; -1 if there is nothing to gain. */
-  #aim(): number {
-    const { cost } = this.#state;
-    let busiest = -1;
-    let max = 0;
-    let sum = 0;
-    for (const rank of this.#active) {
-      sum += cost[rank]!;
-      if (cost[rank]! > max) {
-        max = cost[rank]!;
-        busiest = rank;
-      }
-    }
-    const mean = sum / this.#active.length;
-    const least = Math.max(this.#limits.minGain * mean, ROUNDING * max);
-    if (max - mean < least) return -1;
-    this.#ceiling = max - least;
-    const alone = this.#active.every((rank) =>
-      rank === busiest || cost[rank]! <= this.#ceiling
-    );
-    this.#leastGain = alone ? -Infinity : ROUNDING * max * max;
-    this.#room = this.#limits.maxMoves - this.#state.moved;
-    return busiest;
   }
 
   /** The rank of the lowest cost that was not tried; -1 if none could take anything. */
@@ -165,8 +180,7 @@ export class ExchangeSearch {
   }
 
   #bestStep(busiest: number, partner: number): Step | undefined {
-    const { row, copies } = this.#state;
-    const count = row.length / this.#state.cost.length;
+    const { row, copies, slotsPerRank: count } = this.#state;
     this.#startChoice();
     for (let i = 0; i < count; i++) {
       const here = busiest * count + i;
@@ -253,6 +267,7 @@ export class ExchangeSearch {
   }
 
   #add(rank: number, change: number): void {
+    if (change === 0) return;
     if (!this.#isTouched[rank]) this.#touched[this.#touchedCount++] = rank;
     this.#isTouched[rank] = 1;
     this.#change[rank]! += change;
@@ -265,14 +280,18 @@ export class ExchangeSearch {
    */
   #settle(): number {
     const { work, cost, pace } = this.#state;
-    let gain = 0;
+    const relieves = this.#busiest < 0 || this.#isTouched[this.#busiest] === 1;
+    let gain = relieves ? 0 : -Infinity;
     for (let i = 0; i < this.#touchedCount; i++) {
       const rank = this.#touched[i]!;
       const after = (work[rank]! + this.#change[rank]!) * pace[rank]!;
       this.#change[rank] = 0;
       this.#isTouched[rank] = 0;
-      if (after > this.#ceiling) gain = -Infinity;
-      else gain += cost[rank]! ** 2 - after ** 2;
+      const rises = after > cost[rank]! * (1 + ROUNDING);
+      if (after > this.#ceiling && (rises || rank === this.#busiest)) {
+        gain = -Infinity;
+      }
+      gain += cost[rank]! ** 2 - after ** 2;
     }
     this.#touchedCount = 0;
     return gain;

@@ -12,6 +12,8 @@ const NONE = -1;
 export class LayerState {
   /** Expert of each slot, [slots]; written by {@linkcode replace}. */
   row: Int32Array;
+  /** Slots of each rank. */
+  readonly slotsPerRank: number;
   /** Rank of each slot, [slots]. */
   readonly rankOf: Int32Array;
   /** Slots that hold each expert, [experts]. */
@@ -54,6 +56,7 @@ export class LayerState {
     const { ranks, slots, slotsPerRank, experts } = job;
     this.#job = job;
     this.row = new Int32Array(slots);
+    this.slotsPerRank = slotsPerRank;
     this.#tokenCost = objective.tokenCost;
     this.#expertCost = objective.expertCost;
     this.pace = objective.pace;
@@ -171,10 +174,9 @@ export class LayerState {
   }
 
   #weigh(rank: number): void {
-    const { slotsPerRank } = this.#job;
     let sum = 0;
-    const end = (rank + 1) * slotsPerRank;
-    for (let slot = rank * slotsPerRank; slot < end; slot++) {
+    const end = (rank + 1) * this.slotsPerRank;
+    for (let slot = rank * this.slotsPerRank; slot < end; slot++) {
       const expert = this.row[slot]!;
       if (expert >= 0) sum += this.slotCost[expert]!;
     }

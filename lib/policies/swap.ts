@@ -85,7 +85,7 @@ export function swapPolicy(
     if (isDense(job, layer)) continue;
     const row = map.subarray(layer * slots, (layer + 1) * slots);
     state.start(row, layer);
-    search.restore();
+    search.start();
     while (search.run()) {
       keepRanks(row, job, layer);
       // Sums are taken in the order of slots: looked at anew, the result must be final too.

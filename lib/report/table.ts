@@ -3,7 +3,6 @@
  *
  * @module
  */
-import { unicodeWidth } from "@std/cli/unicode-width";
 
 /** One column of a table. */
 export interface TableColumn {
@@ -57,11 +56,11 @@ export function formatTable(
   const headers = columns.map(({ header }) => header);
   const lines = [headers, ...rows.map((row) => row.map(String))];
   const widths = columns.map((_, column) =>
-    Math.max(...lines.map((line) => unicodeWidth(line[column]!)))
+    Math.max(...lines.map((line) => [...line[column]!].length))
   );
   const align = (line: readonly string[]): string =>
     line.map((cell, column) => {
-      const room = " ".repeat(widths[column]! - unicodeWidth(cell));
+      const room = " ".repeat(widths[column]! - [...cell].length);
       return columns[column]!.align === "right" ? room + cell : cell + room;
     }).join(GAP).trimEnd();
   const [header, ...body] = lines.map(align);

@@ -130,6 +130,7 @@ export class Engine implements AsyncDisposable {
       stagingSets: staging.sets,
       maxCtas: options.maxCtas ?? 0,
       smallBytes: options.smallBytes ?? SMALL_BYTES,
+      copyEngineOnly: options.copyEngineOnly ?? false,
     });
     try {
       const local = ranks.map((_, index) => native.exportBlob(index));

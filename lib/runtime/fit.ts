@@ -63,20 +63,20 @@ export function chooseTransport(options: EngineOptions): TransportName {
     );
   }
   const wanted = options.transport ?? "auto";
-  const transport = wanted !== "auto" ? wanted : onHost > 0 ? "pull" : "nccl";
+  const transport = wanted !== "auto"
+    ? wanted
+    : onHost > 0 || options.topology.nodes === 1
+    ? "pull"
+    : "nccl";
   if (transport === "nccl" && onHost > 0) {
     throw new RangeError(
       'Cannot use transport "nccl": weights are in host memory, use "pull"',
     );
   }
-  if (transport === "pull" && onHost === 0) {
-    throw new RangeError(
-      'Cannot use transport "pull": it moves host memory only, and weights are on GPUs; use "nccl"',
-    );
-  }
   if (transport === "nccl" && new Set(devices).size < devices.length) {
     throw new RangeError(
-      `Cannot use transport "nccl": two ranks share a GPU (devices ${devices}), NCCL needs one GPU per rank`,
+      `Cannot use transport "nccl": two ranks share a GPU (devices ${devices}), ` +
+        'NCCL needs one GPU per rank; use "pull" inside a node',
     );
   }
   return transport;

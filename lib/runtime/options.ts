@@ -30,7 +30,9 @@ export interface EngineOptions {
    */
   readonly ranks?: readonly number[];
   /**
-   * How bytes move: `pull` on host memory, `nccl` on GPUs, `auto` chooses by device.
+   * How bytes move: `pull` copies from peers' memory, on one host or between the GPUs of one
+   * node; `nccl` sends and receives, with one GPU per rank. `auto` is `nccl` for GPUs on several
+   * nodes of the topology, else `pull`.
    *
    * @default {"auto"}
    */
@@ -50,11 +52,20 @@ export interface EngineOptions {
    */
   readonly maxCtas?: number;
   /**
-   * Tensors of up to this many bytes per expert are packed into one message.
+   * Tensors of up to this many bytes per expert are moved together: one message of `nccl`,
+   * one kernel of `pull` on GPUs.
    *
    * @default {262144}
    */
   readonly smallBytes?: number;
+  /**
+   * Whether `pull` on GPUs leaves all multiprocessors to others, but for small tensors. Bytes
+   * between GPUs always go by copy engine; those that stay on a GPU go by kernels of 64 thread
+   * blocks otherwise.
+   *
+   * @default {false}
+   */
+  readonly copyEngineOnly?: boolean;
   /** The other processes of the job; none if this process holds all ranks. */
   readonly cluster?: Cluster;
   /**

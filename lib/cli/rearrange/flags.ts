@@ -24,14 +24,15 @@ const RANKS: FlagGroup = {
       value: "auto|host|cuda",
       type: "text",
       choices: ["auto", "host", "cuda"],
-      help: "where weights live; auto: on GPUs if each rank gets one",
+      help:
+        "where weights live; auto: on GPUs if each rank gets one; cuda: ranks that pull may share them",
     },
     {
       name: "transport",
       value: "auto|pull|nccl",
       type: "text",
       choices: ["auto", "pull", "nccl"],
-      help: "how bytes move; auto: pull on the host, nccl on GPUs",
+      help: "how bytes move; auto: nccl for GPUs on several nodes, else pull",
     },
     {
       name: "processes",
@@ -166,6 +167,12 @@ const MOVING: FlagGroup = {
       value: "N",
       type: "count",
       help: "thread blocks NCCL may use (default: NCCL's choice)",
+    },
+    {
+      name: "copy-engine-only",
+      type: "switch",
+      help:
+        "pull on GPUs without multiprocessors, but for small tensors (default: kernels copy inside a GPU)",
     },
     {
       name: "timeout",

@@ -34,6 +34,7 @@ export interface Job extends Disposable {
   readonly staging: { readonly bytes?: number; readonly sets?: 1 | 2 };
   readonly maxOpsPerGroup: number | undefined;
   readonly maxCtas: number | undefined;
+  readonly copyEngineOnly: boolean;
   readonly verify: boolean;
   readonly repeat: number;
   /** Milliseconds. */
@@ -107,7 +108,7 @@ async function connect(
   job: Job,
   weights: readonly ExpertWeights[],
 ): Promise<Engine> {
-  const { cluster, maxOpsPerGroup, maxCtas } = job;
+  const { cluster, maxOpsPerGroup, maxCtas, copyEngineOnly } = job;
   return await fromOptions(() =>
     Engine.connect({
       library: job.library,
@@ -118,6 +119,7 @@ async function connect(
       transport: job.transport,
       staging: job.staging,
       timeout: job.timeout,
+      copyEngineOnly,
       ...(maxOpsPerGroup === undefined ? {} : { maxOpsPerGroup }),
       ...(maxCtas === undefined ? {} : { maxCtas }),
       ...(cluster === undefined ? {} : { cluster }),

@@ -36,7 +36,7 @@ export interface World {
 /** Where a rank runs. */
 interface Seat {
   readonly host: string;
-  /** Bus id of the GPU that it may use, unless another rank has the same; "" if there is none. */
+  /** Bus id of the GPU that it may use, perhaps with other ranks; "" if there is none. */
   readonly gpu: string;
 }
 
@@ -86,7 +86,7 @@ function seatsHere(flags: Flags, { host, gpus }: Machine): Seat[] {
   const ranks = flags.number("ranks") ?? (counted || DEFAULT_RANKS);
   return Array.from(
     { length: ranks },
-    (_, rank) => ({ host, gpu: gpus[rank]?.pciBusId ?? "" }),
+    (_, rank) => ({ host, gpu: gpus[rank % gpus.length]?.pciBusId ?? "" }),
   );
 }
 
@@ -97,7 +97,7 @@ async function seatsOfAll(
 ): Promise<Seat[]> {
   const { machine: { host, gpus }, timeout } = options;
   // A launcher may show each rank its own GPU only, which is then number 0.
-  const gpu = gpus[gpus.length === 1 ? 0 : identity.localRank];
+  const gpu = gpus[identity.localRank % gpus.length];
   const seat: Seat = { host, gpu: gpu?.pciBusId ?? "" };
   const payload = new TextEncoder().encode(JSON.stringify(seat));
   const all = await cluster.gather("seats", payload, { timeout });
@@ -114,20 +114,21 @@ function chooseDevice(
   const without = firstWithoutGpu(seats);
   const lack = `a GPU for each of ${seats.length} ranks: rank ${without} ` +
     `has none of its own${reason === "" ? "" : ` (${reason})`}`;
-  if (device === "cuda" && without >= 0) {
+  // Ranks that pull may share GPUs.
+  const enough = transport === "nccl"
+    ? without < 0
+    : seats.every(({ gpu }) => gpu !== "");
+  if (device === "cuda" && !enough) {
     throw new UsageError(`--device cuda needs ${lack}`);
   }
-  const chosen = device !== "host" && without < 0 ? "cuda" : "host";
+  const chosen = device === "cuda" || (device === "auto" && without < 0)
+    ? "cuda"
+    : "host";
   if (transport === "nccl" && chosen === "host") {
     throw new UsageError(
       device === "host"
         ? "--transport nccl moves GPU memory, and --device is host"
         : `--transport nccl needs ${lack}`,
-    );
-  }
-  if (transport === "pull" && chosen === "cuda") {
-    throw new UsageError(
-      "--transport pull moves host memory: add --device host, or use nccl",
     );
   }
   return chosen;

@@ -1,0 +1,215 @@
+// SPDX-License-Identifier: Apache-2.0
+// Schedules for GPUs that pull, carried out with memcpy, against the naive model. Needs no GPU.
+#include "pull_schedule.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "program.h"
+#include "pull_mover.h"
+#include "ranks.h"
+
+using namespace eplb;
+
+namespace {
+
+uint64_t address_of(const std::string& memory) { return reinterpret_cast<uint64_t>(memory.data()); }
+
+void copy(uint64_t target, uint64_t source, uint64_t bytes) {
+  std::memcpy(reinterpret_cast<void*>(target), reinterpret_cast<const void*>(source), bytes);
+}
+
+struct Plan {
+  StagingPlan staging;
+  bool copy_engine_only = false;
+  uint32_t ranks_per_gpu = 1;
+};
+
+// Weights of all ranks, [layer][tensor][slot], and what the ranks make of a program.
+struct World {
+  World(const ranks::Script& script, const Plan& plan, std::mt19937_64& random)
+      : shape(script.shape), plan(plan) {
+    weights.reserve(script.world);  // their addresses stay
+    for (uint32_t rank = 0; rank < script.world; ++rank) {
+      bytes.push_back(ranks::random_bytes(shape, random));
+      weights.emplace_back(shape.layers * shape.slots * shape.expert_bytes(), '\0');
+      views.push_back(view_of(weights.back()));
+      exchange(rank, &bytes.back(), false);
+    }
+    const CellLayout layout(shape.tensor_bytes);
+    staging.assign(script.world,
+                   std::string(layout.bytes * plan.staging.cells * plan.staging.sets, '\0'));
+    for (uint32_t rank = 0; rank < script.world; ++rank) make_schedule(script, rank);
+  }
+
+  WeightsView view_of(const std::string& memory) const {
+    WeightsView view;
+    view.layers = static_cast<int32_t>(shape.layers);
+    view.slots = static_cast<int32_t>(shape.slots);
+    view.tensors = static_cast<int32_t>(shape.tensors());
+    view.tensor_bytes = shape.tensor_bytes;
+    uint64_t at = address_of(memory);
+    for (uint32_t i = 0; i < shape.layers * shape.tensors(); ++i) {
+      const uint64_t size = shape.tensor_bytes[i % shape.tensors()];
+      view.address.push_back(at);
+      view.stride.push_back(size);
+      at += size * shape.slots;
+    }
+    return view;
+  }
+
+  void make_schedule(const ranks::Script& script, uint32_t rank) {
+    std::vector<PullSource> sources;
+    for (uint32_t peer = 0; peer < script.world; ++peer) {
+      sources.push_back({views[peer], peer / plan.ranks_per_gpu == rank / plan.ranks_per_gpu});
+    }
+    const std::vector<int32_t> words = script.words({static_cast<int32_t>(rank)});
+    const ProgramLimits limits = {static_cast<int32_t>(shape.layers),
+                                  static_cast<int32_t>(shape.slots),
+                                  static_cast<int32_t>(script.world),
+                                  static_cast<int32_t>(plan.staging.cells),
+                                  {static_cast<int32_t>(rank)}};
+    PullTask task;
+    task.rank = static_cast<int32_t>(rank);
+    task.sources = &sources;
+    task.staging = plan.staging;
+    task.staging_address = address_of(staging[rank]);
+    task.copy_engine_only = plan.copy_engine_only;
+    schedules.push_back(
+        make_pull_schedule(parse_program(words.data(), words.size(), limits)[0], task));
+  }
+
+  // Copies between the weights and what the naive model works on.
+  void exchange(uint32_t rank, ranks::Bytes* model, bool out) const {
+    for (uint32_t i = 0; i < model->size(); ++i) {
+      uint64_t at = address_of((*model)[i]);
+      for (uint32_t tensor = 0; tensor < shape.tensors(); ++tensor) {
+        const uint64_t own = views[rank].at(static_cast<int32_t>(i / shape.slots),
+                                            static_cast<int32_t>(tensor),
+                                            static_cast<int32_t>(i % shape.slots));
+        const uint64_t size = shape.tensor_bytes[tensor];
+        out ? copy(at, own, size) : copy(own, at, size);
+        at += size;
+      }
+    }
+  }
+
+  void stage(size_t rank, size_t batch) const {
+    const PullSchedule& schedule = schedules[rank];
+    move(schedule.engine_pieces, schedule.batches[batch].pull);
+    move(schedule.engine_pieces, schedule.batches[batch].gather.engine);
+    move(schedule.kernel_pieces, schedule.batches[batch].gather.kernel);
+  }
+
+  void commit(size_t rank, size_t batch) const {
+    const PullSchedule& schedule = schedules[rank];
+    move(schedule.engine_pieces, schedule.batches[batch].commit.engine);
+    move(schedule.kernel_pieces, schedule.batches[batch].commit.kernel);
+  }
+
+  static void move(const std::vector<Piece>& pieces, const IndexRange& range) {
+    for (uint32_t i = range.first; i < range.last; ++i) {
+      copy(pieces[i].target, pieces[i].source, pieces[i].bytes);
+    }
+  }
+
+  const ranks::Shape shape;
+  const Plan plan;
+  std::vector<ranks::Bytes> bytes;
+  std::vector<std::string> weights, staging;
+  std::vector<WeightsView> views;
+  std::vector<PullSchedule> schedules;
+};
+
+// As many batches are staged ahead as there are staging sets.
+void execute(const World& world, size_t batches) {
+  const size_t ahead = world.plan.staging.sets;
+  for (size_t step = 0; step < batches + ahead; ++step) {
+    for (size_t rank = 0; rank < world.schedules.size(); ++rank) {
+      if (step >= ahead) world.commit(rank, step - ahead);
+    }
+    for (size_t rank = 0; rank < world.schedules.size(); ++rank) {
+      if (step < batches) world.stage(rank, step);
+    }
+  }
+}
+
+TEST("make_pull_schedule() puts every expert where the naive model puts it") {
+  std::mt19937_64 random(1);
+  const std::vector<ranks::Shape> shapes = {
+      {1, 1, {8}}, {5, 3, {1, 17, 300, 5}}, {9, 6, {2000, 1008, 71, 32}}};
+  for (const ranks::Shape& shape : shapes) {
+    for (const uint32_t world : {1u, 2u, 5u}) {
+      for (const uint64_t small_bytes : {0, 71, 1 << 20}) {
+        for (uint32_t i = 0; i < 24; ++i) {
+          const Plan plan = {
+              {1 + static_cast<uint32_t>(random() % shape.slots), 1 + i % 2, small_bytes},
+              i / 2 % 2 == 0,
+              1 + i / 4 % 3};
+          const ranks::Script script =
+              ranks::random_script(shape, world, plan.staging.cells, random);
+          const World all(script, plan, random);
+          execute(all, script.batches.size());
+          const std::vector<ranks::Bytes> expected =
+              script.apply(all.bytes, static_cast<uint32_t>(script.batches.size()));
+          for (uint32_t rank = 0; rank < world; ++rank) {
+            ranks::Bytes actual = expected[rank];
+            all.exchange(rank, &actual, true);
+            CHECK(actual == expected[rank]);
+          }
+        }
+      }
+    }
+  }
+}
+
+uint32_t size(const IndexRange& range) { return range.last - range.first; }
+
+// Rank 0 receives from rank 1 and copies inside itself, each a large and a small tensor.
+ranks::Script one_of_each() {
+  ranks::Script script{{1, 4, {4096, 16}}, 2, {{0, 1}}, {}};
+  script.ops = {{0, 0, 1, EPLB_OP_SEND, 0, 0, 0, 1},
+                {0, 0, 0, EPLB_OP_RECEIVE, 0, 1, 1, 0},
+                {0, 0, 0, EPLB_OP_COPY, 0, 3, 0, 0}};
+  return script;
+}
+
+TEST("make_pull_schedule() leaves large tensors of other GPUs to the copy engine, always") {
+  std::mt19937_64 random(2);
+  for (const bool copy_engine_only : {false, true}) {
+    const World far(one_of_each(), {{4, 1, 16}, copy_engine_only, 1}, random);
+    const PullBatch& batch = far.schedules[0].batches[0];
+    CHECK_EQ(size(batch.pull), 1u);
+    CHECK_EQ(size(batch.gather.engine), copy_engine_only ? 1u : 0u);
+    CHECK_EQ(size(batch.gather.kernel), copy_engine_only ? 2u : 3u);
+    CHECK_EQ(size(batch.commit.engine), copy_engine_only ? 2u : 0u);
+    CHECK_EQ(size(batch.commit.kernel), copy_engine_only ? 2u : 4u);
+    CHECK_EQ(batch.bytes_in, 4112u);
+    CHECK_EQ(far.schedules[1].batches[0].bytes_out, 4112u);
+    const World near(one_of_each(), {{4, 1, 16}, copy_engine_only, 2}, random);
+    CHECK_EQ(size(near.schedules[0].batches[0].pull), 0u);
+    CHECK_EQ(near.schedules[0].batches[0].bytes_in, 4112u);
+  }
+}
+
+TEST("make_pull_schedule() makes one copy of slots that follow each other at both ends") {
+  std::mt19937_64 random(3);
+  const ranks::Shape shape = {2, 4, {64, 32}};
+  ranks::Script script{shape, 2, {{0, 2}}, {}};
+  for (int32_t layer = 0; layer < 2; ++layer) {
+    for (int32_t slot = 0; slot < 4; ++slot) {
+      script.ops.push_back({0, 0, 0, EPLB_OP_RECEIVE, layer, slot, 1, slot});
+      script.ops.push_back({0, 0, 1, EPLB_OP_SEND, layer, slot, 0, slot});
+    }
+  }
+  const World all(script, {{8, 1, 0}, true, 1}, random);
+  const PullSchedule& schedule = all.schedules[0];
+  // A piece for each layer and tensor: two layers may be two allocations side by side.
+  CHECK_EQ(size(schedule.batches[0].pull), 4u);
+  CHECK_EQ(size(schedule.batches[0].commit.engine), 4u);
+  const Piece& first = schedule.engine_pieces[schedule.batches[0].pull.first];
+  CHECK_EQ(first.bytes, 4 * 64u);
+  CHECK_EQ(first.source, all.views[1].address[0]);
+}
+
+}  // namespace

@@ -1,1 +1,0 @@
-export { unicodeWidth } from "./unicode_width.ts";
