@@ -1,27 +1,69 @@
-import { deepseekPolicy } from "../lib/policies/deepseek.ts";
+// How long the policies take, for the shapes of large models, after a change of load: today's
+// placement is deepseek-ai/EPLB's for another load. Run with `deno bench bench/policy_bench.ts`.
+// Run as a program, it times the first call of a policy in a fresh process instead:
+// `deno run bench/policy_bench.ts deepseek`.
+import type { PolicyInput } from "../lib/policies/policy.ts";
+import { policies, type PolicyName } from "../lib/policies/registry.ts";
 import { SeededRandom } from "../lib/random.ts";
+import { Topology } from "../lib/topology.ts";
+
+const SHAPES = [
+  { layers: 58, experts: 256, ranks: 32, slotsPerRank: 9, nodes: 4 },
+  { layers: 61, experts: 384, ranks: 64, slotsPerRank: 7, nodes: 8 },
+  { layers: 61, experts: 384, ranks: 1024, slotsPerRank: 2, nodes: 128 },
+] as const;
 
 /** A skewed load like those of real models: few experts take many tokens. */
-function skewedLoad(layers: number, experts: number): Float64Array {
-  const random = new SeededRandom(1);
+function skewedLoad(
+  { layers, experts }: { readonly layers: number; readonly experts: number },
+  seed: number,
+): Float64Array {
+  const random = new SeededRandom(seed);
   return Float64Array.from(
     { length: layers * experts },
-    () => Math.floor(100 / (0.001 + random.uint32() / 2 ** 32)),
+    () => Math.floor(100 / (0.01 + random.uint32() / 2 ** 32)),
   );
 }
 
-const SHAPES = [
-  { name: "58 x 256 to 288 on 32 ranks", layers: 58, experts: 256, ranks: 32 },
-  { name: "94 x 128 to 144 on 16 ranks", layers: 94, experts: 128, ranks: 16 },
-] as const;
+/** The job of a shape: a load, and the placement for the load before it. */
+function jobOf(shape: typeof SHAPES[number]): PolicyInput {
+  const { experts, ranks, slotsPerRank, nodes } = shape;
+  const topology = Topology.uniform({ ranks, nodes });
+  const job = { experts, topology, slotsPerRank };
+  const before = skewedLoad(shape, 1);
+  const after = skewedLoad(shape, 2);
+  // Half of the tokens go where they went.
+  const load = after.map((tokens, i) => (tokens + before[i]!) / 2);
+  const current = policies.deepseek({ ...job, load: before }).placement;
+  return { ...job, load, current };
+}
 
-for (const { name, layers, experts, ranks } of SHAPES) {
-  const load = skewedLoad(layers, experts);
-  const sizes = { experts, ranks, slotsPerRank: 9 };
-  Deno.bench("deepseek, hierarchical", { group: name }, () => {
-    deepseekPolicy(load, { ...sizes, nodes: 4, groups: 8 });
+for (const shape of import.meta.main ? [] : SHAPES) {
+  const { layers, experts, ranks, slotsPerRank } = shape;
+  const group = `${layers} layers, ${experts} experts in ${
+    ranks * slotsPerRank
+  } slots, ${ranks} ranks`;
+  const input = jobOf(shape);
+  for (const [name, policy] of Object.entries(policies)) {
+    const baseline = name === "deepseek";
+    Deno.bench(name, { group, baseline }, () => void policy(input));
+  }
+  Deno.bench("deepseek, 128 groups on nodes", { group }, () => {
+    policies.deepseek({ ...input, groups: 128 });
   });
-  Deno.bench("deepseek, global", { group: name }, () => {
-    deepseekPolicy(load, sizes);
-  });
+}
+
+if (import.meta.main) {
+  const policy = policies[(Deno.args[0] ?? "deepseek") as PolicyName];
+  const shape = SHAPES[0];
+  const { experts, ranks, slotsPerRank, nodes } = shape;
+  const input = {
+    load: skewedLoad(shape, 2),
+    experts,
+    topology: Topology.uniform({ ranks, nodes }),
+    slotsPerRank,
+  };
+  const start = performance.now();
+  policy(input);
+  console.log(`${(performance.now() - start).toFixed(1)} ms`);
 }

@@ -98,12 +98,11 @@ async function rankFiles(path: string, where: string): Promise<string[]> {
     if (rank !== undefined) names.set(Number(rank), name);
   }
   const ranks = names.size === 0 ? 1 : Math.max(...names.keys()) + 1;
-  for (let rank = 0; rank < ranks; rank++) {
-    if (!names.has(rank)) {
-      refuse(where, `there is no "rank${rank}.safetensors"`);
-    }
-  }
-  return [...names.values()];
+  return Array.from(
+    { length: ranks },
+    (_, rank) =>
+      names.get(rank) ?? refuse(where, `there is no "rank${rank}.safetensors"`),
+  );
 }
 
 async function addRank(

@@ -32,7 +32,9 @@ export class FirstPlacement {
   readonly #copies: Int32Array;
   /** Work of each copy, [experts]. */
   readonly #part: Float64Array;
-  /** Experts and redundant experts on each rank, [ranks]. */
+  /** Cost of each rank so far, [ranks]. */
+  readonly #load: Float64Array;
+  /** Primaries and redundant experts on each rank, [ranks]. */
   readonly #primaries: Int32Array;
   readonly #redundant: Int32Array;
 
@@ -50,6 +52,7 @@ export class FirstPlacement {
     this.#work = new Float64Array(job.experts);
     this.#part = new Float64Array(job.experts);
     this.#copies = new Int32Array(job.experts);
+    this.#load = new Float64Array(job.ranks);
     this.#primaries = new Int32Array(job.ranks);
     this.#redundant = new Int32Array(job.ranks);
   }
@@ -67,6 +70,7 @@ export class FirstPlacement {
       const tokens = load[layer * experts + expert]!;
       this.#work[expert] = tokens > 0 ? tokens * tokenCost + expertCost : 0;
     }
+    this.#load.fill(0);
     this.#primaries.fill(0);
     this.#redundant.fill(0);
     const members = this.#packNodes();
@@ -97,14 +101,9 @@ export class FirstPlacement {
     if (members.length === 0) return;
     this.#replicate(node, members);
     const order = heaviestFirst(members.values(), this.#part);
-    const lightest = new Tournament(node.ranks.length);
-    const most = Math.ceil(members.length / node.ranks.length);
-    for (const expert of order) {
-      const i = lightest.first;
-      this.#put(row, expert, node.ranks[i]!, true);
-      this.#weigh(lightest, i, node, expert, most);
-    }
-    this.#packRedundant(row, node, order, lightest);
+    const home = this.#packPrimaries(row, node, order);
+    this.#packRedundant(row, node, { order, home });
+    this.#fill(row, node, order);
   }
 
   /** Decides how many copies each member has. */
@@ -131,4 +130,119 @@ export class FirstPlacement {
       this.#part[expert] = this.#work[expert]! / this.#copies[expert]!;
     }
   }
+
+  /** Packs one copy of each member; returns the rank of each, as an index into the node's. */
+  #packPrimaries(
+    row: Int32Array,
+    node: Node,
+    order: readonly number[],
+  ): Int32Array {
+    const { slotsPerRank } = this.#job;
+    const lightest = new Tournament(node.ranks.length);
+    const most = Math.ceil(order.length / node.ranks.length);
+    const home = new Int32Array(order.length);
+    order.forEach((expert, i) => {
+      const at = lightest.first;
+      const rank = node.ranks[at]!;
+      row[rank * slotsPerRank + this.#primaries[rank]!++] = expert;
+      home[i] = at;
+      this.#load[rank]! += this.#part[expert]! * this.#objective.pace[rank]!;
+      lightest.values[at] = this.#primaries[rank] === most
+        ? Infinity
+        : this.#load[rank]!;
+      lightest.update(at);
+    });
+    return home;
+  }
+
+  /** Packs the other copies, no two on one rank, from the last slots down. */
+  #packRedundant(
+    row: Int32Array,
+    node: Node,
+    members: { readonly order: readonly number[]; readonly home: Int32Array },
+  ): void {
+    const { order, home } = members;
+    const lightest = new Tournament(node.ranks.length);
+    const offer = (at: number): void => {
+      const rank = node.ranks[at]!;
+      lightest.values[at] = this.#free(rank) > 0 ? this.#load[rank]! : Infinity;
+      lightest.update(at);
+    };
+    node.ranks.forEach((_, at) => offer(at));
+    const holders: number[] = [];
+    order.forEach((expert, i) => {
+      holders.length = 0;
+      let next = home[i]!;
+      for (let copy = 1; copy < this.#copies[expert]!; copy++) {
+        holders.push(next);
+        lightest.values[next] = Infinity;
+        lightest.update(next);
+        next = lightest.first;
+        if (lightest.values[next] === Infinity) break;
+        this.#putRedundant(row, node.ranks[next]!, expert);
+      }
+      holders.push(next);
+      holders.forEach(offer);
+    });
+  }
+
+  /** Fills what packing left free, with the hottest expert that the rank does not hold. */
+  #fill(row: Int32Array, node: Node, order: readonly number[]): void {
+    const { slotsPerRank } = this.#job;
+    for (const rank of node.ranks) {
+      const first = rank * slotsPerRank;
+      const held = row.subarray(first, first + slotsPerRank);
+      while (this.#free(rank) > 0) {
+        const expert = order.find((expert) => !held.includes(expert));
+        if (expert === undefined) break;
+        this.#putRedundant(row, rank, expert);
+      }
+    }
+  }
+
+  #free(rank: number): number {
+    return this.#job.slotsPerRank - this.#primaries[rank]! -
+      this.#redundant[rank]!;
+  }
+
+  #putRedundant(row: Int32Array, rank: number, expert: number): void {
+    const end = (rank + 1) * this.#job.slotsPerRank;
+    row[end - ++this.#redundant[rank]!] = expert;
+    this.#load[rank]! += this.#part[expert]! * this.#objective.pace[rank]!;
+  }
+}
+
+/** Items in descending order of their weight, ties by number. */
+function heaviestFirst(
+  items: Iterable<number>,
+  weight: Float64Array,
+): number[] {
+  return [...items].sort((a, b) => weight[b]! - weight[a]! || a - b);
+}
+
+/** Groups stay together if each node can take as many of them as its part of the ranks. */
+function itemSize(job: PolicyJob): number {
+  const { experts, groups, topology, active } = job;
+  const ranksOn = new Int32Array(topology.nodes);
+  for (const rank of active) ranksOn[topology.nodeOf[rank]!]!++;
+  const even = ranksOn.every((ranks) => groups * ranks % active.length === 0);
+  return even ? experts / groups : 1;
+}
+
+/** The nodes that have active ranks. */
+function listNodes(
+  job: PolicyJob,
+  objective: RankObjective,
+  items: number,
+): Node[] {
+  const { topology, active } = job;
+  const nodes: Node[] = [];
+  for (let node = 0; node < topology.nodes; node++) {
+    const ranks = active.filter((rank) => topology.nodeOf[rank] === node);
+    if (ranks.length === 0) continue;
+    const speed = ranks.reduce((sum, r) => sum + 1 / objective.pace[r]!, 0);
+    const share = Math.ceil(items * ranks.length / active.length);
+    nodes.push({ ranks, items: share, speed });
+  }
+  return nodes;
 }

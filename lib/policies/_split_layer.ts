@@ -62,6 +62,8 @@ export class SplitLayer {
   ideal = 0;
   /** Work too small to tell from rounding. */
   epsilon = 0;
+  /** Tokens of all experts. */
+  tokens = 0;
   readonly #job: PolicyJob;
   readonly #objective: RankObjective;
   readonly #traits: RankTraits;
@@ -201,6 +203,7 @@ export class SplitLayer {
     const { tokenCost, expertCost, crossNodeCost, pace } = this.#objective;
     const { load, active } = this.#job;
     let sum = 0;
+    this.tokens = 0;
     for (let expert = 0; expert < this.experts; expert++) {
       const tokens = load[layer * this.experts + expert]!;
       const cost = tokens * tokenCost;
@@ -208,6 +211,7 @@ export class SplitLayer {
       this.work[expert] = work;
       this.#away[expert] = work > 0 ? 1 + crossNodeCost * cost / work : 1;
       sum += work;
+      this.tokens += tokens;
     }
     let speed = 0;
     for (const rank of active) speed += 1 / pace[rank]!;

@@ -6,6 +6,7 @@
 import { deepseekPolicy } from "./deepseek.ts";
 import type { Policy } from "./policy.ts";
 import { preservePolicy } from "./preserve.ts";
+import { quotaPolicy } from "./quota.ts";
 import { swapPolicy } from "./swap.ts";
 
 /**
@@ -13,11 +14,12 @@ import { swapPolicy } from "./swap.ts";
  *
  * | name | what it does |
  * | --- | --- |
+ * | `quota` | keeps primary copies, splits tokens unevenly over copies, and moves redundant ones |
  * | `deepseek` | deepseek-ai/EPLB: plans anew, nearly everything moves |
  * | `preserve` | the same, but what stays on a rank keeps its slot, as in vLLM |
  * | `swap` | improves today's placement by exchanges with the busiest rank |
  */
-export type PolicyName = "deepseek" | "preserve" | "swap";
+export type PolicyName = "quota" | "deepseek" | "preserve" | "swap";
 
 /**
  * The placement policies by name.
@@ -37,6 +39,7 @@ export type PolicyName = "deepseek" | "preserve" | "swap";
  * ```
  */
 export const policies: Readonly<Record<PolicyName, Policy>> = Object.freeze({
+  quota: quotaPolicy,
   deepseek: deepseekPolicy,
   preserve: preservePolicy,
   swap: swapPolicy,

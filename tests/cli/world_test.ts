@@ -86,10 +86,28 @@ Deno.test("chooseWorld() takes the host if not every rank gets a GPU", async () 
   assertEquals(host.devices, Array(8).fill("host"));
 });
 
+Deno.test("chooseWorld() lets ranks share GPUs in turn if --device is cuda", async () => {
+  for (const transport of ["auto", "pull"]) {
+    const args = ["--device", "cuda", "--transport", transport];
+    const world = await alone(TWO_GPUS, "--ranks", "5", ...args);
+    assertEquals(world.devices, [0, 1, 0, 1, 0]);
+    const seats = [0, 1, 2].map((localRank) => ({ ...TWO_GPUS, localRank }));
+    const worlds = await together(seats, ...args);
+    assertEquals(worlds.map(({ devices }) => devices), [[0], [1], [0]]);
+  }
+});
+
+Deno.test("chooseWorld() takes GPUs for --transport pull if every rank gets one", async () => {
+  const pull = ["--transport", "pull"];
+  assertEquals((await alone(TWO_GPUS, ...pull)).devices, [0, 1]);
+  const three = await alone(TWO_GPUS, "--ranks", "3", ...pull);
+  assertEquals(three.devices, ["host", "host", "host"]);
+});
+
 for (
   const { args, message } of [
     {
-      args: ["--ranks", "3", "--device", "cuda"],
+      args: ["--ranks", "3", "--device", "cuda", "--transport", "nccl"],
       message: "--device cuda needs a GPU for each of 3 ranks: rank 2 has " +
         "none of its own",
     },
@@ -97,11 +115,6 @@ for (
       args: ["--ranks", "3", "--transport", "nccl"],
       message: "--transport nccl needs a GPU for each of 3 ranks: rank 2 has " +
         "none of its own",
-    },
-    {
-      args: ["--transport", "pull"],
-      message: "--transport pull moves host memory: add --device host, or " +
-        "use nccl",
     },
   ]
 ) {
@@ -166,7 +179,7 @@ Deno.test("chooseWorld() takes the host on all ranks if two share a GPU or one h
     const worlds = await together(seats);
     assertEquals(worlds.map(({ devices }) => devices), [["host"], ["host"]]);
     await assertRejects(
-      () => together(seats, "--device", "cuda"),
+      () => together(seats, "--device", "cuda", "--transport", "nccl"),
       UsageError,
       "--device cuda needs a GPU for each of 2 ranks: rank 1 has none of its own",
     );

@@ -4,6 +4,7 @@
 
 import { rankIdentity } from "../../lib/cluster/identity.ts";
 import { StoreClient } from "../../lib/cluster/store_client.ts";
+import type { TransportName } from "../../lib/native/engine.ts";
 import { NativeLibrary } from "../../lib/native/library.ts";
 import { ExpertWeights } from "../../lib/native/weights.ts";
 import { Placement } from "../../lib/placement.ts";
@@ -22,8 +23,9 @@ export interface RankTask {
   readonly words: readonly number[];
   readonly steps: number;
   readonly timeout: number;
-  /** GPUs, one per rank; default: host memory. */
-  readonly cuda?: boolean;
+  /** GPUs that the ranks are on in turn; default: host memory. */
+  readonly gpus?: number;
+  readonly transport?: TransportName;
   /** This rank is given another target map in this step. */
   readonly strayFrom?: number;
 }
@@ -67,7 +69,7 @@ async function runRank(task: RankTask): Promise<RankReport> {
     layout,
     layers,
     slots: slotsPerRank,
-    device: task.cuda ? identity.localRank : "host",
+    device: task.gpus === undefined ? "host" : identity.localRank % task.gpus,
     shareable: true,
   });
   fill(weights, rank, { task, placement: start });
@@ -79,6 +81,7 @@ async function runRank(task: RankTask): Promise<RankReport> {
     ranks: [rank],
     cluster,
     timeout: task.timeout,
+    transport: task.transport ?? "auto",
   });
   console.log("ready");
   let steps = 0;

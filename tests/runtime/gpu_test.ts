@@ -1,4 +1,4 @@
-// The GPU part of the suite: one rank per GPU, in one process and in several.
+// The GPU part of the suite: ranks on GPUs, in one process and in several.
 
 import {
   assert,
@@ -7,8 +7,9 @@ import {
   assertStringIncludes,
 } from "@std/assert";
 import { StoreServer } from "../../lib/cluster/store_server.ts";
+import type { TransportName } from "../../lib/native/engine.ts";
 import { ExpertWeights } from "../../lib/native/weights.ts";
-import { Placement } from "../../lib/placement.ts";
+import { Placement, type PlacementShape } from "../../lib/placement.ts";
 import { SeededRandom } from "../../lib/random.ts";
 import { Engine } from "../../lib/runtime/engine.ts";
 import { RearrangeError } from "../../lib/runtime/errors.ts";
@@ -20,10 +21,31 @@ import type { RankReport, RankTask } from "./_rank_process.ts";
 
 const STEPS = Number(Deno.env.get("EPLB_TEST_STEPS") ?? 200);
 const gpus = library.devices().devices.length;
-const ignore = gpus < 2;
-if (ignore) {
+if (gpus < 2) {
   // deno-lint-ignore no-console -- a skipped suite should say so
-  console.log(`GPU tests need two GPUs, this machine has ${gpus}: skipped`);
+  console.log(`GPU tests need a GPU, some two, this machine has ${gpus}`);
+}
+
+/** A job: its ranks are on the GPUs in turn. */
+interface World {
+  readonly transport: TransportName;
+  readonly ranks: number;
+  readonly ignore: boolean;
+}
+const nccl: World = { transport: "nccl", ranks: gpus, ignore: gpus < 2 };
+const pull: World = {
+  transport: "pull",
+  ranks: Math.max(gpus, 2),
+  ignore: gpus < 1,
+};
+const eight: World = { transport: "pull", ranks: 8, ignore: gpus < 1 };
+
+function describe({ transport, ranks }: World): string {
+  return `${transport}, ${ranks} ranks on ${gpus} GPUs`;
+}
+
+function onGpu(rank: number): number {
+  return rank % gpus;
 }
 
 /** Sizes that take every path: tiny, unaligned, packed, sent on their own. */
@@ -33,7 +55,10 @@ const layout = new ExpertLayout([
   { name: "small", dtype: "U8", shape: [7168] },
   { name: "large", dtype: "U8", shape: [300_000] },
 ]);
-const shape = { layers: 6, ranks: gpus, slotsPerRank: 5, experts: 7 };
+
+function shapeOf({ ranks }: World): PlacementShape {
+  return { layers: 6, ranks, slotsPerRank: 5, experts: 7 };
+}
 
 function columns(placement: Placement, rank: number): Int32Array<ArrayBuffer> {
   const { layers, slots, slotsPerRank, physicalToLogical } = placement;
@@ -87,10 +112,10 @@ async function assertHolds(
 
 Deno.test({
   name: "fill() and digest() on a GPU equal those on the host",
-  ignore,
+  ignore: pull.ignore,
   fn: async () => {
-    const placement = Placement.random({ ...shape, seed: 1 });
-    const onGpus = await fill(placement, (rank) => rank);
+    const placement = Placement.random({ ...shapeOf(pull), seed: 1 });
+    const onGpus = await fill(placement, onGpu);
     const onHost = await fill(placement, () => "host");
     for (const [rank, one] of onGpus.entries()) {
       assertEquals(await one.digest(), await onHost[rank]!.digest());
@@ -101,31 +126,45 @@ Deno.test({
 });
 
 for (
-  const options of [
-    { name: "defaults" },
-    { name: "one staging set", staging: { sets: 1 } },
-    { name: "groups of few operations", maxOpsPerGroup: 4 },
-    { name: "nothing packed", smallBytes: 0 },
-    { name: "everything packed", smallBytes: 1 << 20 },
-    { name: "few thread blocks", maxCtas: 4 },
+  const { name, world, ...options } of [
+    { name: "defaults", world: nccl },
+    { name: "one staging set", world: nccl, staging: { sets: 1 } },
+    { name: "groups of few operations", world: nccl, maxOpsPerGroup: 4 },
+    { name: "nothing packed", world: nccl, smallBytes: 0 },
+    { name: "everything packed", world: nccl, smallBytes: 1 << 20 },
+    { name: "few thread blocks", world: nccl, maxCtas: 4 },
+    { name: "defaults", world: pull },
+    { name: "one staging set", world: pull, staging: { sets: 1 } },
+    { name: "every tensor by copy engine", world: pull, smallBytes: 0 },
+    { name: "every tensor by kernel", world: pull, smallBytes: 1 << 20 },
+    { name: "copy engine only", world: pull, copyEngineOnly: true },
+    { name: "defaults", world: eight },
+    {
+      name: "copy engine only, nothing small",
+      world: eight,
+      copyEngineOnly: true,
+      smallBytes: 0,
+    },
   ] as const
 ) {
   Deno.test({
-    name:
-      `nccl: chains of random maps end bit for bit where they should: ${options.name}`,
-    ignore,
+    name: `chains of random maps end bit for bit where they should: ${
+      describe(world)
+    }: ${name}`,
+    ignore: world.ignore,
     fn: async () => {
+      const { transport, ranks } = world;
+      const shape = shapeOf(world);
       const start = Placement.contiguous(shape);
-      const weights = await fill(start, (rank) => rank);
-      const { name: _, ...engineOptions } = options;
+      const weights = await fill(start, onGpu);
       const engine = await Engine.connect({
         library,
         weights,
         placement: start,
-        topology: Topology.uniform({ ranks: gpus, nodes: 1 }),
-        ...engineOptions,
+        topology: Topology.uniform({ ranks, nodes: 1 }),
+        transport,
+        ...options,
       });
-      assertEquals(engine.transport, "nccl");
       for (let step = 0; step < STEPS; step++) {
         const to = Placement.random({ ...shape, seed: step + 1 });
         const sources = step % 2 === 0 ? "balanced" : "chunked";
@@ -141,54 +180,77 @@ for (
   });
 }
 
+for (const world of [nccl, pull, eight]) {
+  Deno.test({
+    name: `an aborted rearrangement keeps weights and maps equal: ${
+      describe(world)
+    }`,
+    ignore: world.ignore,
+    fn: async () => {
+      const large = new ExpertLayout([
+        { name: "w", dtype: "U8", shape: [8 << 20] },
+        { name: "s", dtype: "U8", shape: [512] },
+      ]);
+      const { transport, ranks } = world;
+      const sizes = { layers: 40, ranks, slotsPerRank: 4, experts: 6 };
+      const random = new SeededRandom(3);
+      let placement = Placement.contiguous(sizes);
+      const weights = await fill(placement, onGpu, large);
+      let partly = 0;
+      for (let round = 0; round < 10; round++) {
+        const engine = await Engine.connect({
+          library,
+          weights,
+          placement,
+          topology: Topology.uniform({ ranks, nodes: 1 }),
+          transport,
+        });
+        const to = Placement.random({ ...sizes, seed: round });
+        const controller = new AbortController();
+        const timer = setTimeout(() => controller.abort(), 1 + random.below(8));
+        try {
+          await engine.rearrange(to, { signal: controller.signal });
+        } catch (error) {
+          assert(error instanceof RearrangeError, String(error));
+          if (error.committedLayers > 0 && error.committedLayers < 40) partly++;
+        }
+        clearTimeout(timer);
+        placement = engine.placement;
+        await engine.close();
+        const same = await fill(placement, onGpu, large);
+        for (const [rank, one] of weights.entries()) {
+          assertEquals(await one.digest(), await same[rank]!.digest());
+        }
+        same.forEach((one) => one.close());
+      }
+      weights.forEach((one) => one.close());
+      assert(partly > 0, "no abort came while layers were being moved");
+    },
+  });
+}
+
 Deno.test({
-  name: "nccl: an aborted rearrangement keeps weights and maps equal",
-  ignore,
+  name:
+    "without a transport, GPUs of one node pull and those of several use NCCL",
+  ignore: nccl.ignore,
   fn: async () => {
-    const large = new ExpertLayout([
-      { name: "w", dtype: "U8", shape: [8 << 20] },
-      { name: "s", dtype: "U8", shape: [512] },
-    ]);
-    const sizes = { layers: 40, ranks: gpus, slotsPerRank: 4, experts: 6 };
-    const random = new SeededRandom(3);
-    let placement = Placement.contiguous(sizes);
-    const weights = await fill(placement, (rank) => rank, large);
-    let partly = 0;
-    for (let round = 0; round < 10; round++) {
-      const engine = await Engine.connect({
-        library,
-        weights,
-        placement,
-        topology: Topology.uniform({ ranks: gpus, nodes: 1 }),
-      });
-      const to = Placement.random({ ...sizes, seed: round });
-      const controller = new AbortController();
-      const timer = setTimeout(() => controller.abort(), 1 + random.below(8));
-      try {
-        await engine.rearrange(to, { signal: controller.signal });
-      } catch (error) {
-        assert(error instanceof RearrangeError, String(error));
-        if (error.committedLayers > 0 && error.committedLayers < 40) partly++;
-      }
-      clearTimeout(timer);
-      placement = engine.placement;
-      await engine.close();
-      const onHost = await fill(placement, () => "host", large);
-      for (const [rank, one] of weights.entries()) {
-        assertEquals(await one.digest(), await onHost[rank]!.digest());
-      }
-      onHost.forEach((one) => one.close());
+    const start = Placement.contiguous({ ...shapeOf(nccl), ranks: 2 });
+    const weights = await fill(start, onGpu);
+    for (const [nodes, transport] of [[1, "pull"], [2, "nccl"]] as const) {
+      const topology = Topology.uniform({ ranks: 2, nodes });
+      const job = { library, weights, placement: start, topology };
+      await using engine = await Engine.connect(job);
+      assertEquals(engine.transport, transport);
     }
     weights.forEach((one) => one.close());
-    assert(partly > 0, "no abort came while layers were being moved");
   },
 });
 
 Deno.test({
   name: "nccl: two ranks on one GPU are refused",
-  ignore,
+  ignore: pull.ignore,
   fn: async () => {
-    const start = Placement.contiguous({ ...shape, ranks: 2 });
+    const start = Placement.contiguous({ ...shapeOf(pull), ranks: 2 });
     const weights = await fill(start, () => 0);
     await assertRejects(
       () =>
@@ -197,6 +259,7 @@ Deno.test({
           weights,
           placement: start,
           topology: Topology.uniform({ ranks: 2, nodes: 1 }),
+          transport: "nccl",
         }),
       RangeError,
       "two ranks share a GPU",
@@ -205,23 +268,28 @@ Deno.test({
   },
 });
 
-const task: RankTask = {
-  layers: 4,
-  slotsPerRank: 5,
-  experts: 7,
-  nodes: 1,
-  words: [1, 300, 200_000],
-  steps: 50,
-  timeout: 60_000,
-  cuda: true,
-};
+function taskOf({ transport }: World): RankTask {
+  return {
+    layers: 4,
+    slotsPerRank: 5,
+    experts: 7,
+    nodes: 1,
+    words: [1, 300, 200_000],
+    steps: 50,
+    timeout: 60_000,
+    gpus,
+    transport,
+  };
+}
 
 async function runAll(
-  all: RankTask,
+  world: World,
+  task: RankTask,
   victim?: { rank: number; after: number },
 ): Promise<(RankReport | undefined)[]> {
-  await using server = StoreServer.listen({ worldSize: gpus, token: "t" });
-  const ranks = startRanks(server, all);
+  const { ranks: worldSize } = world;
+  await using server = StoreServer.listen({ worldSize, token: "t" });
+  const ranks = startRanks(server, task);
   if (victim !== undefined) {
     await Promise.all(ranks.map(({ ready }) => ready));
     await new Promise((resolve) => setTimeout(resolve, victim.after));
@@ -230,33 +298,40 @@ async function runAll(
   return await Promise.all(ranks.map(({ report }) => report));
 }
 
-Deno.test({
-  name: "nccl: one process per rank",
-  ignore,
-  fn: async () => {
-    for (const report of await runAll(task)) {
-      assertEquals(report?.error, undefined);
-      assertEquals([report?.steps, report?.wrongWords], [50, 0]);
-    }
-  },
-});
-
-Deno.test({
-  name:
-    "nccl: kill -9 of a rank gives the others an error that names it, and loses nothing",
-  ignore,
-  fn: async () => {
-    const endless = { ...task, steps: 1_000_000, timeout: 20_000 };
-    for (let round = 0; round < 4; round++) {
-      const rank = round % gpus;
-      const reports = await runAll(endless, { rank, after: 100 + 150 * round });
-      assertEquals(reports[rank], undefined);
-      for (const report of reports) {
-        if (report === undefined) continue;
-        assertEquals(report.failedRank, rank, report.error);
-        assertStringIncludes(report.error!, `rank ${rank}`);
-        assertEquals(report.wrongWords, 0);
+for (const world of [nccl, pull, eight]) {
+  Deno.test({
+    name: `one process per rank: ${describe(world)}`,
+    ignore: world.ignore,
+    fn: async () => {
+      for (const report of await runAll(world, taskOf(world))) {
+        assertEquals(report?.error, undefined);
+        assertEquals([report?.steps, report?.wrongWords], [50, 0]);
       }
-    }
-  },
-});
+    },
+  });
+}
+
+for (const world of [nccl, pull]) {
+  Deno.test({
+    name:
+      `kill -9 of a rank gives the others an error that names it, and loses nothing: ${
+        describe(world)
+      }`,
+    ignore: world.ignore,
+    fn: async () => {
+      const task = { ...taskOf(world), steps: 1_000_000, timeout: 20_000 };
+      for (let round = 0; round < 4; round++) {
+        const rank = round % world.ranks;
+        const victim = { rank, after: 100 + 150 * round };
+        const reports = await runAll(world, task, victim);
+        assertEquals(reports[rank], undefined);
+        for (const report of reports) {
+          if (report === undefined) continue;
+          assertEquals(report.failedRank, rank, report.error);
+          assertStringIncludes(report.error!, `rank ${rank}`);
+          assertEquals(report.wrongWords, 0);
+        }
+      }
+    },
+  });
+}

@@ -1,0 +1,205 @@
+// SPDX-License-Identifier: Apache-2.0
+// The executor's order of calls, and what it does after failures, with movers that only take notes.
+// Unlike fences in shared memory, these can leave ranks with different knowledge, as NCCL does.
+#include <atomic>
+#include <functional>
+#include <thread>
+
+#include "check.h"
+#include "executor.h"
+
+using eplb::Cancellation;
+using eplb::Crew;
+using eplb::Error;
+using eplb::Executor;
+using eplb::Mover;
+using eplb::Progress;
+using eplb::RankBatch;
+using eplb::RunOutcome;
+
+namespace {
+
+// Writes down its calls as "s0 a0 w0 c0 f e"; `fault` may throw at any of them.
+class NotingMover : public Mover {
+ public:
+  struct Notes {
+    std::string calls;
+    std::function<void(const std::string&)> fault = [](const std::string&) {};
+    std::function<bool(size_t)> known = [](size_t) { return false; };  // resolve()'s answers
+  };
+  explicit NotingMover(Notes& notes) : notes_(notes) {}
+
+  void begin(const std::vector<RankBatch>&) override { note("b"); }
+  void stage(size_t batch) override { note("s", batch); }
+  void arrive(size_t batch) override { note("a", batch); }
+  void wait(size_t batch) override { note("w", batch); }
+  bool resolve(size_t batch) override {
+    note("r", batch);
+    return notes_.known(batch);
+  }
+  void commit(size_t batch) override { note("c", batch); }
+  void flush() override { note("f"); }
+  void finish() override { note("e"); }
+
+ private:
+  void note(const std::string& call) {
+    notes_.calls += (notes_.calls.empty() ? "" : " ") + call;
+    notes_.fault(call);
+  }
+  void note(const char* call, size_t batch) { note(call + std::to_string(batch)); }
+
+  Notes& notes_;
+};
+
+struct Team {
+  Team(size_t ranks, uint32_t sets) : notes(ranks), progress(ranks), crew(ranks) {
+    std::vector<Executor::Member> members;
+    for (size_t i = 0; i < ranks; ++i) {
+      members.push_back({static_cast<int32_t>(10 + i), std::make_unique<NotingMover>(notes[i])});
+    }
+    executor = std::make_unique<Executor>(std::move(members), sets, cancellation, crew, progress);
+  }
+
+  RunOutcome run(size_t batches) {
+    return executor->run(eplb::Program(notes.size(), std::vector<RankBatch>(batches)));
+  }
+
+  std::vector<NotingMover::Notes> notes;
+  Cancellation cancellation;
+  Progress progress;
+  Crew crew;
+  std::unique_ptr<Executor> executor;
+};
+
+TEST("Executor::run() commits each batch before the next with one staging set") {
+  Team team(1, 1);
+  const RunOutcome outcome = team.run(3);
+  CHECK(!outcome.error);
+  CHECK_EQ(outcome.committed, 3u);
+  CHECK_EQ(team.notes[0].calls, "b s0 a0 w0 c0 s1 a1 w1 c1 s2 a2 w2 c2 f e");
+}
+
+TEST("Executor::run() stages one batch ahead with two staging sets") {
+  Team team(1, 2);
+  CHECK(!team.run(4).error);
+  CHECK_EQ(team.notes[0].calls, "b s0 a0 s1 a1 w0 c0 s2 a2 w1 c1 s3 a3 w2 c2 w3 c3 f e");
+}
+
+TEST("Executor::run() without batches only meets the others") {
+  Team team(1, 2);
+  const RunOutcome outcome = team.run(0);
+  CHECK(!outcome.error);
+  CHECK_EQ(team.notes[0].calls, "b f e");
+}
+
+TEST("Executor::run() commits after a failure what is known to be staged everywhere, in order") {
+  Team team(1, 2);
+  team.notes[0].fault = [](const std::string& call) {
+    if (call == "s2") throw Error(EPLB_CUDA_ERROR, "test");
+  };
+  team.notes[0].known = [](size_t batch) { return batch == 1; };
+  const RunOutcome outcome = team.run(4);
+  CHECK_EQ(team.notes[0].calls, "b s0 a0 s1 a1 w0 c0 s2 r1 c1 r2 f");
+  CHECK_EQ(outcome.committed, 2u);
+  CHECK_EQ(outcome.error->status, EPLB_CUDA_ERROR);
+  CHECK_EQ(outcome.error->rank, 10);  // its own fault
+}
+
+TEST("Executor::run() never commits what is not staged here, whatever resolve() says") {
+  Team team(1, 1);
+  team.notes[0].fault = [](const std::string& call) {
+    if (call == "s1") throw Error(EPLB_ABORTED, "test", 3);
+  };
+  team.notes[0].known = [](size_t) { return true; };
+  const RunOutcome outcome = team.run(3);
+  CHECK_EQ(team.notes[0].calls, "b s0 a0 w0 c0 s1 r1 f");
+  CHECK_EQ(outcome.committed, 1u);
+  CHECK_EQ(outcome.error->rank, 3);
+}
+
+TEST("Executor::run() stops at a batch that is decided against, though a later one is staged") {
+  Team team(1, 2);
+  team.notes[0].fault = [](const std::string& call) {
+    if (call == "w0") throw Error(EPLB_TIMEOUT, "test", 7);
+  };
+  team.notes[0].known = [](size_t batch) { return batch == 1; };
+  const RunOutcome outcome = team.run(3);
+  CHECK_EQ(team.notes[0].calls, "b s0 a0 s1 a1 w0 r0 f");
+  CHECK_EQ(outcome.committed, 0u);
+  CHECK_EQ(outcome.error->rank, 7);
+}
+
+TEST("Executor::run() brings local ranks to the batch that the farthest of them has committed") {
+  Team team(3, 2);
+  std::atomic<bool> far{false};
+  team.notes[0].fault = [&](const std::string& call) {  // learns that batch 0 and 1 are staged
+    if (call == "c1") far = true;
+    if (call == "s3") throw Error(EPLB_NCCL_ERROR, "test");
+  };
+  for (const size_t behind : {1, 2}) {
+    team.notes[behind].fault = [&, behind](const std::string& call) {  // never learns of batch 1
+      if (call != "w" + std::to_string(behind - 1)) return;
+      while (!far) std::this_thread::yield();
+      throw Error(EPLB_NCCL_ERROR, "test");
+    };
+  }
+  const RunOutcome outcome = team.run(4);
+  CHECK_EQ(outcome.committed, 2u);
+  CHECK_EQ(team.notes[0].calls, "b s0 a0 s1 a1 w0 c0 s2 a2 w1 c1 s3 r2 f");
+  CHECK_EQ(team.notes[1].calls, "b s0 a0 s1 a1 w0 r0 f c0 c1 f");
+  CHECK_EQ(team.notes[2].calls, "b s0 a0 s1 a1 w0 c0 s2 a2 w1 r1 f c1 f");
+
+  // What another process reports as committed is staged here too; what is not staged is refused.
+  CHECK_EQ(team.executor->settle(1), 2u);
+  try {
+    team.executor->settle(3);
+    check::fail(__FILE__, __LINE__, "it returned");
+  } catch (const Error& error) {
+    CHECK_EQ(error.status, EPLB_INVALID_ARGUMENT);
+    CHECK_EQ(std::string(error.what()), "Cannot settle 3 batches: rank 11 has staged 2");
+  }
+  CHECK_EQ(team.progress.most(), 2u);
+}
+
+TEST("Executor::settle() commits what is staged, up to what the caller says") {
+  Team team(2, 2);
+  for (NotingMover::Notes& notes : team.notes) {
+    notes.fault = [](const std::string& call) {
+      if (call == "w0") throw Error(EPLB_PEER_FAILED, "test", 99);
+    };
+  }
+  const RunOutcome outcome = team.run(4);
+  CHECK_EQ(outcome.committed, 0u);
+  CHECK_EQ(outcome.error->rank, 99);
+  CHECK_EQ(team.executor->settle(1), 1u);
+  CHECK_EQ(team.executor->settle(2), 2u);
+  CHECK_EQ(team.notes[1].calls, "b s0 a0 s1 a1 w0 r0 f c0 f c1 f");
+}
+
+TEST("Executor::run() reports the root cause, not its echo in another rank") {
+  for (int i = 0; i < 200; ++i) {
+    Team team(4, 1);
+    std::atomic<bool> failed{false};
+    team.notes[2].fault = [&](const std::string& call) {
+      if (call != "s1") return;
+      failed = true;
+      throw Error(EPLB_CUDA_ERROR, "the cause");
+    };
+    for (const size_t other : {0, 1, 3}) {
+      team.notes[other].fault = [&, other](const std::string& call) {
+        if (call != "w1") return;
+        while (!failed) std::this_thread::yield();
+        if (other == 3) throw Error(EPLB_PEER_FAILED, "an echo", 12);
+        while (!team.cancellation.cancelled()) std::this_thread::yield();
+        team.cancellation.check("wait");
+      };
+    }
+    const RunOutcome outcome = team.run(3);
+    CHECK_EQ(std::string(outcome.error->what()), "the cause");
+    CHECK_EQ(outcome.error->status, EPLB_CUDA_ERROR);
+    CHECK_EQ(outcome.error->rank, 12);
+    CHECK_EQ(outcome.committed, 1u);
+  }
+}
+
+}  // namespace

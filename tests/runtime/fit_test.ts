@@ -1,0 +1,51 @@
+import { assertEquals, assertThrows } from "@std/assert";
+import { chooseTransport } from "../../lib/runtime/fit.ts";
+import type { EngineOptions } from "../../lib/runtime/options.ts";
+import { Topology } from "../../lib/topology.ts";
+
+/** Options of which only devices, nodes and transport matter. */
+function options(
+  devices: readonly (number | "host")[],
+  nodes: number,
+  transport?: "auto" | "pull" | "nccl",
+): EngineOptions {
+  return {
+    weights: devices.map((device) => ({ device })),
+    topology: Topology.uniform({ ranks: devices.length, nodes }),
+    transport,
+  } as unknown as EngineOptions;
+}
+
+Deno.test("chooseTransport() pulls on the host and inside a node, and uses NCCL between nodes", () => {
+  for (
+    const [devices, nodes, expected] of [
+      [["host", "host"], 1, "pull"],
+      [["host", "host"], 2, "pull"],
+      [[0, 1], 1, "pull"],
+      [[0, 1], 2, "nccl"],
+      [[0, 0, 1, 1], 1, "pull"],
+    ] as const
+  ) {
+    assertEquals(chooseTransport(options(devices, nodes)), expected);
+    assertEquals(chooseTransport(options(devices, nodes, "auto")), expected);
+    assertEquals(chooseTransport(options(devices, nodes, "pull")), "pull");
+  }
+  assertEquals(chooseTransport(options([0, 1], 1, "nccl")), "nccl");
+});
+
+Deno.test("chooseTransport() refuses devices that a transport cannot serve", () => {
+  for (
+    const [devices, nodes, transport, message] of [
+      [["host", 0], 1, "pull", "some weights are on the host and some on GPUs"],
+      [["host", "host"], 1, "nccl", 'weights are in host memory, use "pull"'],
+      [[0, 0], 1, "nccl", "two ranks share a GPU (devices 0,0)"],
+      [[1, 1], 2, "auto", 'use "pull" inside a node'],
+    ] as const
+  ) {
+    assertThrows(
+      () => chooseTransport(options(devices, nodes, transport)),
+      RangeError,
+      message,
+    );
+  }
+});
