@@ -8,7 +8,8 @@
 
 namespace eplb {
 
-// The allocation, or the mapping of virtual memory, that holds `address`; of 0 bytes if none does.
+// The allocation, or the mapping of virtual memory, that holds `address`; of 0 bytes if none of the
+// calling thread's device does.
 Span mapping_of(uint64_t address);
 // Did cudaMalloc make the memory at `address`, rather than a pool or the driver's virtual memory
 // calls? Only such memory can be shared with other processes, and by cudaDeviceEnablePeerAccess.

@@ -17,6 +17,7 @@ namespace eplb {
 namespace {
 
 constexpr uint32_t kMostRanks = 65536;
+constexpr uint32_t kMostSets = 4;
 constexpr uint64_t kLongestTimeout = uint64_t{1} << 40;  // milliseconds: 34 years
 
 [[noreturn]] void refuse(const std::string& message, int32_t status = EPLB_INVALID_ARGUMENT) {
@@ -39,8 +40,8 @@ void check_config(const eplb_engine_config& config) {
     wrong("transport", config.transport, "a known one");
   }
   if (config.staging_cells < 1) wrong("staging_cells", config.staging_cells, "at least 1");
-  if (config.staging_sets < 1 || config.staging_sets > 2) {
-    wrong("staging_sets", config.staging_sets, "1 or 2");
+  if (config.staging_sets < 1 || config.staging_sets > kMostSets) {
+    wrong("staging_sets", config.staging_sets, text("1 to ", kMostSets));
   }
   if (config.max_ctas < 0) wrong("max_ctas", config.max_ctas, "at least 0");
   if (config.copy_engine_only > 1) wrong("copy_engine_only", config.copy_engine_only, "0 or 1");
@@ -182,7 +183,10 @@ void Engine::offer_weights(const Weights& weights, RankBlob* blob) {
   } else if (on_gpus() && config_.transport == EPLB_TRANSPORT_PULL) {
     const std::string gpu = pci_bus_id(weights.device()->ordinal());
     gpu.copy(blob->fixed.gpu, sizeof(blob->fixed.gpu) - 1);
-    if (has_remote_ranks()) blob->allocations = export_gpu_memory(view, blob->fixed.rank);
+    if (has_remote_ranks()) {
+      blob->allocations =
+          export_gpu_memory(view, blob->fixed.rank, weights.device()->ordinal());
+    }
     for (const GpuAllocation& one : blob->allocations) memory.push_back({one.address, one.bytes});
   }
   if (!memory.empty()) blob->offer(view, memory);

@@ -72,7 +72,9 @@ class IpcMapping {
     if (shared.users == 0) {
       cudaIpcMemHandle_t handle;
       std::memcpy(&handle, allocation.ipc_handle, sizeof(handle));
+      if (getenv("EPLB_IPC_OWNER")) EPLB_CUDA(cudaSetDevice(1 - ordinal));
       EPLB_CUDA(cudaIpcOpenMemHandle(&shared.memory, handle, cudaIpcMemLazyEnablePeerAccess));
+      EPLB_CUDA(cudaSetDevice(ordinal));
     }
     ++shared.users;
     address_ = reinterpret_cast<uint64_t>(shared.memory);
@@ -166,7 +168,9 @@ std::string pci_bus_id(int32_t ordinal) {
   return name;
 }
 
-std::vector<GpuAllocation> export_gpu_memory(const WeightsView& weights, int32_t rank) {
+std::vector<GpuAllocation> export_gpu_memory(const WeightsView& weights, int32_t rank,
+                                             int32_t ordinal) {
+  use_device(ordinal);  // the driver knows the allocations of one device at a time
   std::map<uint64_t, GpuAllocation> allocations;  // by address
   for (size_t i = 0; i < weights.address.size(); ++i) {
     const auto refuse_memory = [&](const std::string& state) {

@@ -310,8 +310,8 @@ struct Ending {
 Ending kill_one(uint64_t seed) {
   constexpr uint32_t kWorld = 3;
   constexpr uint32_t kCells = 3;
-  const Shape shape = {12, 3, {1 << 20, 5000}};
-  const Options options = {kCells, 1 + static_cast<uint32_t>(seed % 2), 8192, seed % 3 == 0, false};
+  const Shape shape = {12, 3, {200000, 5000}};
+  const Options options = {kCells, 1 + static_cast<uint32_t>(seed % 3), 8192, seed % 2 == 0, false};
   const uint32_t victim = static_cast<uint32_t>(seed % kWorld);
   std::vector<uint32_t> survivors = all_of(kWorld);
   survivors.erase(survivors.begin() + victim);
@@ -362,7 +362,7 @@ Ending kill_one(uint64_t seed) {
   });
   for (const uint32_t rank : all_of(kWorld)) await([&] { return board[rank].phase >= 1; });
   std::mt19937_64 random(seed);
-  ::usleep(static_cast<useconds_t>(random() % 20000));
+  ::usleep(static_cast<useconds_t>(random() % 8000));
   ::kill(pids[victim], SIGKILL);
   CHECK(WIFSIGNALED(wait_for(pids[victim])));
   for (const uint32_t rank : survivors) CHECK_EQ(wait_for(pids[rank]), 0);
@@ -534,7 +534,7 @@ TEST("eplb_engine_run() swaps slots, and sends one slot to many") {
 
 TEST("eplb_engine_abort() at any moment ends the run soon and leaves whole batches") {
   std::mt19937_64 random(3);
-  const Shape shape = {40, 2, {1 << 20, 7168, 3}};
+  const Shape shape = {40, 2, {100000, 7168, 3}};
   uint32_t partial = 0;
   for (uint32_t i = 0; i < 24; ++i) {
     const uint32_t world = 2 + i % 3;
@@ -565,7 +565,7 @@ TEST("eplb_engine_abort() at any moment ends the run soon and leaves whole batch
     const uint32_t committed = reports[0].result.committed_batches;
     for (const RunReport& report : reports) {  // the ranks of other engines agree
       CHECK_EQ(report.result.committed_batches, committed);
-      if (committed < count(script)) CHECK(report.outcome.status != EPLB_OK);
+      CHECK_EQ(report.outcome.status == EPLB_OK, reports[0].outcome.status == EPLB_OK);
     }
     partial += committed > 0 && committed < count(script) ? 1 : 0;
     all.expect(script.apply(before, committed), "after an abort");

@@ -269,7 +269,7 @@ TEST("eplb_engine_create() refuses configs out of range") {
   refuse("transport is 7", bad, [](auto& config) { config.transport = 7; });
   refuse("staging_cells is 0", bad, [](auto& config) { config.staging_cells = 0; });
   refuse("staging_cells is 3", bad, [](auto& config) { config.staging_cells = 3; });
-  refuse("staging_sets is 3", bad, [](auto& config) { config.staging_sets = 3; });
+  refuse("staging_sets is 5", bad, [](auto& config) { config.staging_sets = 5; });
   refuse("max_ctas is -1", bad, [](auto& config) { config.max_ctas = -1; });
   refuse("use pull", EPLB_UNSUPPORTED,
          [](auto& config) { config.transport = EPLB_TRANSPORT_NCCL; });

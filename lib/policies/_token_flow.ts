@@ -11,6 +11,9 @@ const UNSEEN = -1;
 /** Relative change of a threshold that could be rounding. */
 const SAME = 1e-12;
 
+/** Rounds of levelling before a flow; more cost more than they save. */
+const ROUNDS = 8;
+
 /**
  * Shifts work from ranks that have too much to ranks that have room, along the copies that are
  * there: from a rank to any copy of an expert that it carries, and on from there.
@@ -78,6 +81,7 @@ export class TokenFlow {
    */
   settle(): number {
     const layer = this.#layer;
+    for (let i = 0; i < ROUNDS; i++) this.#level();
     let threshold = layer.ideal;
     for (;;) {
       layer.allow(threshold);
@@ -87,6 +91,25 @@ export class TokenFlow {
       threshold = raised;
     }
     return layer.highestCost();
+  }
+
+  /** Levels each redundant copy with its primary: cheap, and most of the way to a good split. */
+  #level(): void {
+    const { slots, expertAt, primary, rankOf, load, speed, carried, weight } =
+      this.#layer;
+    for (let slot = 0; slot < slots; slot++) {
+      const expert = expertAt[slot]!;
+      if (expert < 0 || primary[expert] === slot || weight[slot] !== 1) continue;
+      const home = primary[expert]!;
+      const [a, b] = [rankOf[home]!, rankOf[slot]!];
+      const [paceA, paceB] = [1 / speed[a]!, 1 / speed[b]!];
+      const even = (load[a]! * paceA - load[b]! * paceB) / (paceA + paceB);
+      const shift = Math.max(-carried[slot]!, Math.min(carried[home]!, even));
+      carried[home]! -= shift;
+      load[a]! -= shift;
+      carried[slot]! += shift;
+      load[b]! += shift;
+    }
   }
 
   /** Mean cost of the ranks that the last search for a way has reached. */

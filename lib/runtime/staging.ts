@@ -13,7 +13,7 @@ export interface StagingOptions {
    *
    * @default {2}
    */
-  readonly sets?: 1 | 2;
+  readonly sets?: 1 | 2 | 3 | 4;
 }
 
 /** Staging memory as the native engine counts it: sets of cells of one expert. */

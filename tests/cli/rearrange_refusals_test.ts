@@ -125,8 +125,8 @@ for (
         '"65537"',
     },
     {
-      args: ["--staging-sets", "3"],
-      message: '--staging-sets must be one of 1, 2: it is "3"',
+      args: ["--staging-sets", "5"],
+      message: '--staging-sets must be one of 1, 2, 3, 4: it is "5"',
     },
     {
       args: ["--shape", "gpt"],

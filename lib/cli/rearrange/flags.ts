@@ -150,9 +150,9 @@ const MOVING: FlagGroup = {
     },
     {
       name: "staging-sets",
-      value: "1|2",
+      value: "1|2|3|4",
       type: "count",
-      choices: ["1", "2"],
+      choices: ["1", "2", "3", "4"],
       help:
         "2 (default) moves the next layers while one commits, 1 needs half the memory",
     },

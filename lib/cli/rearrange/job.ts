@@ -9,6 +9,7 @@ import type { Placement, PlacementShape } from "../../placement.ts";
 import { saveExperts } from "../../runtime/checkpoint.ts";
 import { Engine } from "../../runtime/engine.ts";
 import type { RearrangeResult } from "../../runtime/options.ts";
+import type { StagingOptions } from "../../runtime/staging.ts";
 import type { Topology } from "../../topology.ts";
 import { fromOptions } from "../command.ts";
 import type { Terminal } from "../terminal.ts";
@@ -31,7 +32,7 @@ export interface Job extends Disposable {
   readonly devices: readonly (number | "host")[];
   readonly transport: TransportName | "auto";
   readonly sources: "balanced" | "chunked";
-  readonly staging: { readonly bytes?: number; readonly sets?: 1 | 2 };
+  readonly staging: StagingOptions;
   readonly maxOpsPerGroup: number | undefined;
   readonly maxCtas: number | undefined;
   readonly copyEngineOnly: boolean;

@@ -139,7 +139,12 @@ function refuseTooMuch(
 
 function staging(flags: Flags): Job["staging"] {
   const bytes = flags.number("staging");
-  const sets = flags.number("staging-sets") as 1 | 2 | undefined;
+  const sets = flags.number("staging-sets") as
+    | 1
+    | 2
+    | 3
+    | 4
+    | undefined;
   return {
     ...(bytes === undefined ? {} : { bytes }),
     ...(sets === undefined ? {} : { sets }),
