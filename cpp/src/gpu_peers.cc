@@ -72,9 +72,7 @@ class IpcMapping {
     if (shared.users == 0) {
       cudaIpcMemHandle_t handle;
       std::memcpy(&handle, allocation.ipc_handle, sizeof(handle));
-      if (getenv("EPLB_IPC_OWNER")) EPLB_CUDA(cudaSetDevice(1 - ordinal));
       EPLB_CUDA(cudaIpcOpenMemHandle(&shared.memory, handle, cudaIpcMemLazyEnablePeerAccess));
-      EPLB_CUDA(cudaSetDevice(ordinal));
     }
     ++shared.users;
     address_ = reinterpret_cast<uint64_t>(shared.memory);

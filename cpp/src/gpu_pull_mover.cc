@@ -128,7 +128,7 @@ class GpuPullMover : public Mover {
 
   void commit(size_t batch) override {
     use_device(ordinal());
-    submit(schedule_.batches[batch].commit, gpu_->commit);
+    for (const Copies& step : schedule_.batches[batch].commit) submit(step, gpu_->commit);
     events(batch).committed.record(gpu_->commit);
   }
 

@@ -2,7 +2,10 @@
 // Lowers programs for GPUs that pull: see pull_schedule.h.
 #include "pull_schedule.h"
 
+#include <algorithm>
 #include <numeric>
+#include <unordered_map>
+#include <utility>
 
 #include "eplb.h"
 #include "pull_mover.h"
@@ -28,6 +31,61 @@ IndexRange move_to(std::vector<Piece>* all, const std::vector<Piece>& pieces) {
   return {first, static_cast<uint32_t>(all->size())};
 }
 
+// A slot that a commit writes.
+struct Write {
+  int32_t layer, slot, cell;
+  int32_t source;  // the slot of the same rank that it copies; kStaged: what the cell holds
+};
+constexpr int32_t kStaged = -1;
+
+// Puts writes into steps, so that what a step overwrites no later one reads. Stages one write of
+// each circle.
+class CommitOrder {
+ public:
+  CommitOrder(std::vector<Write> writes, int32_t slots) : waiting_(std::move(writes)) {
+    slots_ = static_cast<size_t>(slots);
+    for (const Write& write : waiting_) {
+      if (write.source != kStaged) ++readers_[place(write.layer, write.source)];
+    }
+    while (!waiting_.empty()) {
+      if (!take_step()) stage_one();
+    }
+  }
+  const std::vector<std::vector<Write>>& steps() const { return steps_; }
+
+ private:
+  size_t place(int32_t layer, int32_t slot) const { return layer * slots_ + slot; }
+
+  // Writes that nobody waits for.
+  bool take_step() {
+    const auto is_read = [&](const Write& write) {
+      const auto found = readers_.find(place(write.layer, write.slot));
+      return found != readers_.end() && found->second > 0;
+    };
+    const auto ready = std::stable_partition(waiting_.begin(), waiting_.end(), is_read);
+    if (ready == waiting_.end()) return false;
+    steps_.emplace_back(ready, waiting_.end());
+    waiting_.erase(ready, waiting_.end());
+    for (const Write& write : steps_.back()) {
+      if (write.source != kStaged) --readers_[place(write.layer, write.source)];
+    }
+    return true;
+  }
+
+  // All that is left waits for a circle.
+  void stage_one() {
+    const auto copies = [](const Write& write) { return write.source != kStaged; };
+    Write& write = *std::find_if(waiting_.begin(), waiting_.end(), copies);
+    --readers_[place(write.layer, write.source)];
+    write.source = kStaged;
+  }
+
+  size_t slots_ = 0;
+  std::vector<Write> waiting_;
+  std::unordered_map<size_t, int32_t> readers_;  // by place
+  std::vector<std::vector<Write>> steps_;
+};
+
 // Lowers one batch.
 class BatchBuilder {
  public:
@@ -36,21 +94,34 @@ class BatchBuilder {
         task_(task),
         own_((*task.sources)[task.rank].weights),
         layout_(own_.tensor_bytes),
-        set_address_(task.staging_address + set * task.staging.cells * layout_.bytes) {}
+        set_address_(task.staging_address + set * task.staging.cells * layout_.bytes) {
+    // Cells go to receives and copies in the order of operations.
+    for (const Operation& operation : batch.operations) {
+      if (operation.code != EPLB_OP_SEND) arrivals_.push_back(&operation);
+    }
+  }
 
   void append_to(PullSchedule* schedule) {
-    for (int32_t tensor = 0; tensor < own_.tensors; ++tensor) {
-      gather(tensor);
-      commit(tensor);
+    const CommitOrder order(writes(), own_.slots);
+    std::vector<bool> staged(arrivals_.size());
+    for (const auto& step : order.steps()) {
+      for (const Write& write : step) {
+        if (write.source == kStaged) staged[write.cell] = true;
+      }
     }
     PullBatch result;
-    result.pull = move_to(&schedule->engine_pieces, pull_);
-    result.gather.engine = move_to(&schedule->engine_pieces, gather_.engine);
-    result.commit.engine = move_to(&schedule->engine_pieces, commit_.engine);
-    result.gather.kernel = move_to(&schedule->kernel_pieces, gather_.kernel);
-    result.commit.kernel = move_to(&schedule->kernel_pieces, commit_.kernel);
+    std::vector<Piece> pull;
+    Lists local;
+    for (int32_t tensor = 0; tensor < own_.tensors; ++tensor) gather(tensor, staged, &pull, &local);
+    result.pull = move_to(&schedule->engine_pieces, pull);
+    result.gather = move_lists(schedule, local);
+    for (const auto& step : order.steps()) {
+      Lists lists;
+      for (int32_t tensor = 0; tensor < own_.tensors; ++tensor) commit(tensor, step, &lists);
+      result.commit.push_back(move_lists(schedule, lists));
+    }
     count_bytes(&result);
-    schedule->batches.push_back(result);
+    schedule->batches.push_back(std::move(result));
   }
 
  private:
@@ -58,33 +129,49 @@ class BatchBuilder {
     std::vector<Piece> kernel, engine;
   };
 
-  // Cells go to receives and copies in the order of operations. Memory of two layers or ranks is
-  // never one piece: it may be two allocations side by side.
-  void gather(int32_t tensor) {
+  static Copies move_lists(PullSchedule* schedule, const Lists& lists) {
+    return {move_to(&schedule->kernel_pieces, lists.kernel),
+            move_to(&schedule->engine_pieces, lists.engine)};
+  }
+
+  std::vector<Write> writes() const {
+    std::vector<Write> all;
+    for (const RankBatch::Commit& change : batch_.commits) {
+      const Operation& origin = *arrivals_[change.cell];
+      all.push_back({change.layer, change.slot, change.cell,
+                     origin.code == EPLB_OP_COPY ? origin.peer_slot : kStaged});
+    }
+    return all;
+  }
+
+  // Memory of two layers or ranks is never one piece: it may be two allocations side by side.
+  void gather(int32_t tensor, const std::vector<bool>& staged, std::vector<Piece>* pull,
+              Lists* local) const {
     const Operation* before = nullptr;
-    uint64_t cell = 0;
-    for (const Operation& operation : batch_.operations) {
-      if (operation.code == EPLB_OP_SEND) continue;
+    for (size_t cell = 0; cell < arrivals_.size(); ++cell) {
+      if (!staged[cell]) continue;
+      const Operation& operation = *arrivals_[cell];
       const PullSource& source = (*task_.sources)[operation.peer];
       const bool follows = before != nullptr && before->layer == operation.layer &&
                            before->peer == operation.peer;
-      add({staged(tensor, cell++),
+      add({in_cell(tensor, cell),
            source.weights.at(operation.layer, tensor, operation.peer_slot),
            own_.tensor_bytes[tensor]},
-          follows,
-          is_small(tensor) || source.same_gpu ? local_list(tensor, &gather_) : &pull_);
+          follows, is_small(tensor) || source.same_gpu ? local_list(tensor, local) : pull);
       before = &operation;
     }
   }
 
-  void commit(int32_t tensor) {
-    const RankBatch::Commit* before = nullptr;
-    for (const RankBatch::Commit& change : batch_.commits) {
-      const bool follows = before != nullptr && before->layer == change.layer;
-      add({own_.at(change.layer, tensor, change.slot),
-           staged(tensor, static_cast<uint64_t>(change.cell)), own_.tensor_bytes[tensor]},
-          follows, local_list(tensor, &commit_));
-      before = &change;
+  void commit(int32_t tensor, const std::vector<Write>& step, Lists* lists) const {
+    const Write* before = nullptr;
+    for (const Write& write : step) {
+      const bool follows = before != nullptr && before->layer == write.layer;
+      const uint64_t source = write.source == kStaged
+                                  ? in_cell(tensor, static_cast<size_t>(write.cell))
+                                  : own_.at(write.layer, tensor, write.source);
+      add({own_.at(write.layer, tensor, write.slot), source, own_.tensor_bytes[tensor]}, follows,
+          local_list(tensor, lists));
+      before = &write;
     }
   }
 
@@ -96,7 +183,7 @@ class BatchBuilder {
     return task_.copy_engine_only && !is_small(tensor) ? &lists->engine : &lists->kernel;
   }
 
-  uint64_t staged(int32_t tensor, uint64_t cell) const {
+  uint64_t in_cell(int32_t tensor, size_t cell) const {
     return set_address_ + task_.staging.cells * layout_.offset[tensor] +
            cell * layout_.stride(tensor);
   }
@@ -115,8 +202,7 @@ class BatchBuilder {
   const WeightsView& own_;
   const CellLayout layout_;
   const uint64_t set_address_;
-  std::vector<Piece> pull_;
-  Lists gather_, commit_;
+  std::vector<const Operation*> arrivals_;  // [cells]
 };
 
 }  // namespace

@@ -4,8 +4,12 @@
 //
 //   pull     large tensors from other GPUs into the staging set: the copy engine's, always, as it
 //            alone fills a link, and beside anything else
-//   gather   what else the batch stages: small tensors from anywhere, and all that is on this GPU
-//   commit   staging set -> slots
+//   gather   what else the batch stages: small tensors, and those of other ranks of this GPU
+//   commit   staging set -> slots, and slots -> slots of the same rank, in steps
+//
+// What stays in a rank need not be staged: nobody else reads its slots once a batch is committed. A
+// copy waits for those that read what it overwrites, which is what the steps are for; copies in a
+// circle would wait for each other, so one of each circle is staged.
 //
 // A small tensor is not worth a copy engine's start: all of a batch go with one launch of the copy
 // kernel, which reads other GPUs' memory where it is. Large ones of gather and commit go with them,
@@ -43,7 +47,8 @@ struct Copies {
 
 struct PullBatch {
   IndexRange pull;  // of engine_pieces
-  Copies gather, commit;
+  Copies gather;
+  std::vector<Copies> commit;  // one after the other
   uint64_t bytes_in = 0, bytes_out = 0;  // from and to other ranks
 };
 

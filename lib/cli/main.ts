@@ -7,11 +7,20 @@ import { reportFailure } from "./failure.ts";
 import { Flags } from "./flags.ts";
 import { commandHelp, programHelp } from "./help.ts";
 import { nearest } from "./nearest.ts";
+import { plan } from "./plan.ts";
 import { rearrange } from "./rearrange.ts";
+import { simulate } from "./simulate.ts";
 import type { Terminal } from "./terminal.ts";
 
 /** All subcommands, in the order of the help. */
-export const COMMANDS: readonly Command[] = [rearrange, bench, doctor, build];
+export const COMMANDS: readonly Command[] = [
+  rearrange,
+  plan,
+  simulate,
+  bench,
+  doctor,
+  build,
+];
 
 /**
  * Runs one command line.

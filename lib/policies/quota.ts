@@ -58,8 +58,7 @@ export function quotaPolicy(
       carryLayer(row, job, layer);
       continue;
     }
-    planner.plan(row, layer);
-    planner.split(
+    planner.plan(
       row,
       layer,
       shares.subarray(layer * slots, (layer + 1) * slots),

@@ -1,0 +1,212 @@
+import { readLoad, totalLoad } from "../load/files.ts";
+import { Placement } from "../placement.ts";
+import { policies } from "../policies/registry.ts";
+import type { PolicyInput, PolicyPlan } from "../policies/policy.ts";
+import { formatSeconds, formatTable } from "../report/table.ts";
+import { movedSlots } from "../simulate.ts";
+import { type Command, EXIT, UsageError } from "./command.ts";
+import type { Flags } from "./flags.ts";
+import { heatRow, rankLoads } from "./plan/heat_map.ts";
+import {
+  POLICY_NAMES,
+  RANK_FLAGS,
+  readList,
+  readPolicies,
+  readSizes,
+} from "./plan/input.ts";
+import { readJSON } from "./rearrange/files.ts";
+
+/** The JSON document of `plan --json`. */
+export interface PlanReport {
+  readonly physical_to_logical_map: readonly (readonly number[])[];
+  /** Share of its expert's tokens that each slot takes, [layers][slots]. */
+  readonly replica_shares: readonly (readonly number[])[];
+  /** Max ÷ mean rank load over the active ranks: mean and worst of the MoE layers. */
+  readonly imbalance: { readonly mean: number; readonly max: number };
+  /** Slots that get another expert, over all layers; null without a current map. */
+  readonly movedSlots: number | null;
+  readonly planSeconds: number;
+}
+
+/** `eplb plan`. */
+export const plan: Command = {
+  name: "plan",
+  summary: "decide where experts should live, from a recorded load",
+  description:
+    "Reads tokens per expert and prints the map that a policy makes of them, with the\n" +
+    "share of its expert's tokens that each slot should take. Loads may be SGLang's\n" +
+    'JSON ({"logical_count": …}), vLLM\'s load_history, a TensorRT-LLM dump folder, CSV\n' +
+    "or JSON lines; steps are added up. Layers without tokens are carried through.",
+  groups: [{
+    title: "Plan",
+    flags: [
+      { name: "load", value: "FILE", type: "text", help: "recorded load" },
+      ...RANK_FLAGS,
+      {
+        name: "policy",
+        value: "NAME",
+        type: "text",
+        choices: POLICY_NAMES,
+        help: `one of ${POLICY_NAMES.join(", ")} (default: quota)`,
+      },
+      {
+        name: "current",
+        value: "FILE",
+        type: "text",
+        help: "today's map, so that little moves",
+      },
+      {
+        name: "groups",
+        value: "G",
+        type: "count",
+        help: "groups of experts that deepseek keeps on one node (default: 1)",
+      },
+      {
+        name: "active",
+        value: "0,1,3",
+        type: "text",
+        help: "ranks that may hold experts (default: all)",
+      },
+    ],
+  }],
+  examples: [
+    "plan --load prefill.json --ranks 32 --nodes 4 --redundant 32 --json",
+    "plan --load decode.json --ranks 8 --redundant 16 --current map.json",
+  ],
+  run: async (flags, terminal) => {
+    const input = await readInput(flags);
+    const start = performance.now();
+    const decided = policies[readPolicies(flags.text("policy") ?? "quota")[0]!](
+      input,
+    );
+    const planSeconds = (performance.now() - start) / 1e3;
+    const layers = layersOf(input, decided);
+    const report = makeReport(input, { decided, layers, planSeconds });
+    terminal.print(
+      flags.has("json")
+        ? JSON.stringify(report)
+        : planText(report, layers, terminal.color),
+    );
+    return EXIT.done;
+  },
+};
+
+async function readInput(flags: Flags): Promise<PolicyInput> {
+  const path = flags.text("load");
+  if (path === undefined) throw new UsageError("--load is needed");
+  const trace = await readLoad(path);
+  const { experts, layers } = trace;
+  const sizes = await readSizes(flags, experts);
+  const { ranks } = sizes.topology;
+  const file = flags.text("current");
+  const current = file === undefined
+    ? undefined
+    : Placement.fromJSON(await readJSON(file), { ranks, experts });
+  if (current !== undefined && current.layers !== layers) {
+    throw new RangeError(
+      `Cannot use map "${file}": it has ${current.layers} layers, the load has ${layers}`,
+    );
+  }
+  const active = flags.text("active");
+  const groups = flags.number("groups");
+  return {
+    load: totalLoad(trace),
+    experts,
+    ...sizes,
+    ...(current === undefined ? {} : { current }),
+    ...(groups === undefined ? {} : { groups }),
+    ...(active === undefined ? {} : { active: readList("active", active) }),
+  };
+}
+
+/** One MoE layer of a plan. */
+interface LayerPlan {
+  readonly layer: number;
+  readonly imbalance: number;
+  readonly moved: number;
+  readonly heat: string;
+}
+
+function layersOf(input: PolicyInput, decided: PolicyPlan): LayerPlan[] {
+  const { load, experts, current, topology } = input;
+  const { placement, shares } = decided;
+  const { slots, physicalToLogical } = placement;
+  const active = input.active?.length ?? topology.ranks;
+  const rows: LayerPlan[] = [];
+  for (let layer = 0; layer < placement.layers; layer++) {
+    const loads = rankLoads(load, { placement, shares, layer });
+    const total = loads.reduce((sum, tokens) => sum + tokens, 0);
+    const row = load.subarray(layer * experts, (layer + 1) * experts);
+    if (row.every((tokens) => tokens === 0)) continue;
+    let moved = 0;
+    for (let i = layer * slots; i < (layer + 1) * slots; i++) {
+      const expert = physicalToLogical[i]!;
+      if (expert >= 0 && expert !== current?.physicalToLogical[i]) moved++;
+    }
+    const imbalance = Math.max(...loads) / (total / active);
+    rows.push({ layer, imbalance, moved, heat: heatRow(loads) });
+  }
+  return rows;
+}
+
+function makeReport(
+  input: PolicyInput,
+  done: {
+    readonly decided: PolicyPlan;
+    readonly layers: readonly LayerPlan[];
+    readonly planSeconds: number;
+  },
+): PlanReport {
+  const { decided: { placement, shares }, layers, planSeconds } = done;
+  const { slots } = placement;
+  const values = layers.map(({ imbalance }) => imbalance);
+  const sum = values.reduce((total, value) => total + value, 0);
+  return {
+    ...placement.toJSON(),
+    replica_shares: Array.from(
+      { length: placement.layers },
+      (_, layer) => [...shares.subarray(layer * slots, (layer + 1) * slots)],
+    ),
+    imbalance: {
+      mean: values.length === 0 ? 1 : sum / values.length,
+      max: Math.max(1, ...values),
+    },
+    movedSlots: input.current === undefined
+      ? null
+      : movedSlots(input.current, placement),
+    planSeconds,
+  };
+}
+
+function planText(
+  report: PlanReport,
+  layers: readonly LayerPlan[],
+  color: boolean,
+): string {
+  const known = report.movedSlots !== null;
+  const rows = layers.map(({ layer, imbalance, moved, heat }) => [
+    String(layer),
+    imbalance.toFixed(4),
+    known ? String(moved) : "-",
+    heat,
+  ]);
+  const table = formatTable(rows, {
+    columns: [
+      { header: "layer", align: "right" },
+      { header: "imbalance", align: "right" },
+      { header: "moved slots", align: "right" },
+      { header: "load of each rank" },
+    ],
+    color,
+  });
+  const { mean, max } = report.imbalance;
+  return [
+    table,
+    "",
+    `imbalance ${mean.toFixed(4)} in the mean, ${
+      max.toFixed(4)
+    } in the worst layer; ` +
+    `${known ? `${report.movedSlots} slots move; ` : ""}` +
+    `planned in ${formatSeconds(report.planSeconds)}`,
+  ].join("\n");
+}
