@@ -184,8 +184,7 @@ void Engine::offer_weights(const Weights& weights, RankBlob* blob) {
     const std::string gpu = pci_bus_id(weights.device()->ordinal());
     gpu.copy(blob->fixed.gpu, sizeof(blob->fixed.gpu) - 1);
     if (has_remote_ranks()) {
-      blob->allocations =
-          export_gpu_memory(view, blob->fixed.rank, weights.device()->ordinal());
+      blob->allocations = export_gpu_memory(view, blob->fixed.rank, weights.device()->ordinal());
     }
     for (const GpuAllocation& one : blob->allocations) memory.push_back({one.address, one.bytes});
   }
@@ -259,8 +258,8 @@ std::vector<Executor::Member> Engine::make_pull_movers(const std::vector<RankBlo
   if (on_gpus()) {
     join_control(blobs[0]);
     return make_movers([&](const MoverConfig& config) {
-      return make_gpu_pull_mover(config, map_gpu_peers(blobs, local_views(), config.rank),
-                                 control_, cancellation_);
+      return make_gpu_pull_mover(config, map_gpu_peers(blobs, local_views(), config.rank), control_,
+                                 cancellation_);
     });
   }
   const auto views = map_peers(blobs);

@@ -29,10 +29,10 @@ std::string gpu_of(const RankBlob& blob) {
 }
 
 [[noreturn]] void refuse(const RankBlob& own, const RankBlob& peer, const std::string& state) {
-  throw Error(EPLB_UNSUPPORTED,
-              text("Cannot pull from rank ", peer.fixed.rank, " to rank ", own.fixed.rank, ": ",
-                   state),
-              peer.fixed.rank);
+  throw Error(
+      EPLB_UNSUPPORTED,
+      text("Cannot pull from rank ", peer.fixed.rank, " to rank ", own.fixed.rank, ": ", state),
+      peer.fixed.rank);
 }
 
 // Lets the calling thread's device, rank `own`'s, reach the GPU with this number.
@@ -55,8 +55,9 @@ void enable_peer_access(const RankBlob& own, const RankBlob& peer, int32_t ordin
 void require_readable(const RankBlob& own, const RankBlob& peer, const WeightsView& weights) {
   for (size_t i = 0; i < weights.address.size(); ++i) {
     if (is_one_allocation(weights.address[i]) || is_readable(weights.address[i])) continue;
-    refuse(own, peer, text(place(weights, i), " is memory of a pool, or virtual memory, that ",
-                           gpu_of(own), " cannot reach", kWhatToDo));
+    refuse(own, peer,
+           text(place(weights, i), " is memory of a pool, or virtual memory, that ", gpu_of(own),
+                " cannot reach", kWhatToDo));
   }
 }
 
@@ -68,14 +69,16 @@ class IpcMapping {
   IpcMapping(int32_t ordinal, const GpuAllocation& allocation)
       : key_(ordinal, std::string(allocation.ipc_handle, sizeof(allocation.ipc_handle))) {
     const std::lock_guard<std::mutex> lock(mutex());
-    Shared& shared = all()[key_];
-    if (shared.users == 0) {
+    auto shared = all().find(key_);
+    if (shared == all().end()) {
       cudaIpcMemHandle_t handle;
       std::memcpy(&handle, allocation.ipc_handle, sizeof(handle));
-      EPLB_CUDA(cudaIpcOpenMemHandle(&shared.memory, handle, cudaIpcMemLazyEnablePeerAccess));
+      void* memory = nullptr;
+      EPLB_CUDA(cudaIpcOpenMemHandle(&memory, handle, cudaIpcMemLazyEnablePeerAccess));
+      shared = all().emplace(key_, Shared{memory, 0}).first;
     }
-    ++shared.users;
-    address_ = reinterpret_cast<uint64_t>(shared.memory);
+    ++shared->second.users;
+    address_ = reinterpret_cast<uint64_t>(shared->second.memory);
   }
   IpcMapping(const IpcMapping&) = delete;
   IpcMapping& operator=(const IpcMapping&) = delete;
@@ -94,8 +97,8 @@ class IpcMapping {
  private:
   using Key = std::pair<int32_t, std::string>;
   struct Shared {
-    void* memory = nullptr;
-    size_t users = 0;
+    void* memory;
+    size_t users;
   };
 
   // Never destroyed: other threads may be running while the process exits.
@@ -120,8 +123,9 @@ WeightsView map_weights(const RankBlob& own, const RankBlob& peer, GpuPeers* pee
       addresses.push_back(mapping->address());
       peers->mappings.push_back(mapping);
     } catch (const Error& error) {
-      refuse(own, peer, text(gpu_of(own), " cannot map memory of ", gpu_of(peer), ": ",
-                             error.what(), "; use nccl"));
+      refuse(own, peer,
+             text(gpu_of(own), " cannot map memory of ", gpu_of(peer), ": ", error.what(),
+                  "; use nccl"));
     }
   }
   return peer.located(addresses);
@@ -172,9 +176,9 @@ std::vector<GpuAllocation> export_gpu_memory(const WeightsView& weights, int32_t
   std::map<uint64_t, GpuAllocation> allocations;  // by address
   for (size_t i = 0; i < weights.address.size(); ++i) {
     const auto refuse_memory = [&](const std::string& state) {
-      throw Error(EPLB_UNSUPPORTED, text("Cannot share the weights of rank ", rank,
-                                         " with other processes: ", place(weights, i), " is ",
-                                         state, kWhatToDo));
+      throw Error(EPLB_UNSUPPORTED,
+                  text("Cannot share the weights of rank ", rank,
+                       " with other processes: ", place(weights, i), " is ", state, kWhatToDo));
     };
     const uint64_t address = weights.address[i];
     if (!is_one_allocation(address)) refuse_memory("memory of a pool, or virtual memory");
@@ -184,8 +188,7 @@ std::vector<GpuAllocation> export_gpu_memory(const WeightsView& weights, int32_t
     allocation.address = span.address;
     allocation.bytes = span.bytes;
     cudaIpcMemHandle_t handle;
-    const cudaError_t status =
-        cudaIpcGetMemHandle(&handle, reinterpret_cast<void*>(span.address));
+    const cudaError_t status = cudaIpcGetMemHandle(&handle, reinterpret_cast<void*>(span.address));
     if (status != cudaSuccess) {
       (void)cudaGetLastError();
       refuse_memory(text("memory that CUDA cannot share (", cudaGetErrorString(status), ")"));
@@ -198,8 +201,7 @@ std::vector<GpuAllocation> export_gpu_memory(const WeightsView& weights, int32_t
 }
 
 std::shared_ptr<const GpuPeers> map_gpu_peers(const std::vector<RankBlob>& blobs,
-                                              const std::vector<WeightsView>& locals,
-                                              int32_t own) {
+                                              const std::vector<WeightsView>& locals, int32_t own) {
   use_device(blobs[own].fixed.ordinal);
   auto peers = std::make_shared<GpuPeers>();
   for (const RankBlob& peer : blobs) {

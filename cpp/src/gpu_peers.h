@@ -22,8 +22,8 @@ namespace eplb {
 // What names a GPU in all processes of a machine.
 std::string pci_bus_id(int32_t ordinal);
 
-// The allocations of this GPU that hold a rank's weights, each once. Throws EPLB_UNSUPPORTED, naming
-// rank, layer and tensor, for memory that other processes cannot map.
+// The allocations of this GPU that hold a rank's weights, each once. Throws EPLB_UNSUPPORTED,
+// naming rank, layer and tensor, for memory that other processes cannot map.
 std::vector<GpuAllocation> export_gpu_memory(const WeightsView& weights, int32_t rank,
                                              int32_t ordinal);
 

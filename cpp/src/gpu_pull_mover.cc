@@ -68,8 +68,8 @@ class GpuPullMover : public Mover {
         cancellation_(cancellation) {
     use_device(ordinal());
     load_kernels();
-    staging_bytes = CellLayout(config.weights.tensor_bytes).bytes * config.staging.cells *
-                    config.staging.sets;
+    staging_bytes =
+        CellLayout(config.weights.tensor_bytes).bytes * config.staging.cells * config.staging.sets;
     gpu_ = std::make_unique<Resources>(config, staging_bytes);
   }
 

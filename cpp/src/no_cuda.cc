@@ -40,8 +40,8 @@ bool cuda_peer_access(int32_t ordinal, int32_t) { refuse("reach peers of", ordin
 std::string pci_bus_id(int32_t ordinal) { refuse("name", ordinal); }
 
 std::vector<GpuAllocation> export_gpu_memory(const WeightsView&, int32_t rank, int32_t) {
-  throw Error(EPLB_UNSUPPORTED, text("Cannot share GPU memory of rank ", rank,
-                                     ": libeplb was built without CUDA"));
+  throw Error(EPLB_UNSUPPORTED,
+              text("Cannot share GPU memory of rank ", rank, ": libeplb was built without CUDA"));
 }
 
 std::shared_ptr<const GpuPeers> map_gpu_peers(const std::vector<RankBlob>& blobs,

@@ -72,7 +72,7 @@ class CommitOrder {
     return true;
   }
 
-  // All that is left waits for a circle.
+  // All that is left are circles, as a slot is written only once.
   void stage_one() {
     const auto copies = [](const Write& write) { return write.source != kStaged; };
     Write& write = *std::find_if(waiting_.begin(), waiting_.end(), copies);
@@ -152,10 +152,9 @@ class BatchBuilder {
       if (!staged[cell]) continue;
       const Operation& operation = *arrivals_[cell];
       const PullSource& source = (*task_.sources)[operation.peer];
-      const bool follows = before != nullptr && before->layer == operation.layer &&
-                           before->peer == operation.peer;
-      add({in_cell(tensor, cell),
-           source.weights.at(operation.layer, tensor, operation.peer_slot),
+      const bool follows =
+          before != nullptr && before->layer == operation.layer && before->peer == operation.peer;
+      add({in_cell(tensor, cell), source.weights.at(operation.layer, tensor, operation.peer_slot),
            own_.tensor_bytes[tensor]},
           follows, is_small(tensor) || source.same_gpu ? local_list(tensor, local) : pull);
       before = &operation;

@@ -48,7 +48,7 @@ struct Copies {
 struct PullBatch {
   IndexRange pull;  // of engine_pieces
   Copies gather;
-  std::vector<Copies> commit;  // one after the other
+  std::vector<Copies> commit;            // one after the other
   uint64_t bytes_in = 0, bytes_out = 0;  // from and to other ranks
 };
 

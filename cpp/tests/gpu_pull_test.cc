@@ -487,8 +487,9 @@ TEST("eplb_engine_run() puts every expert where the naive model puts it") {
     for (const uint64_t small_bytes : {uint64_t{0}, uint64_t{8192}, most}) {
       for (const uint32_t world : {1u, 2u, 3u, 8u}) {
         const bool registered = turn % 4 == 3, per_rank = turn % 3 == 1, engine = turn % 2 == 0;
-        const Options options = {1 + static_cast<uint32_t>(random() % shape.slots), 1 + turn % 2,
-                                 small_bytes, turn / 2 % 2 == 0 ? engine : !engine, registered};
+        const Options options = {1 + static_cast<uint32_t>(random() % shape.slots),
+                                 1 + static_cast<uint32_t>(random() % 4), small_bytes,
+                                 turn / 2 % 2 == 0 ? engine : !engine, registered};
         ++turn;
         const GpuWorld all(shape, world, options, per_rank);
         std::vector<Bytes> expected = all.fill(random);

@@ -84,9 +84,9 @@ struct World {
     for (uint32_t i = 0; i < model->size(); ++i) {
       uint64_t at = address_of((*model)[i]);
       for (uint32_t tensor = 0; tensor < shape.tensors(); ++tensor) {
-        const uint64_t own = views[rank].at(static_cast<int32_t>(i / shape.slots),
-                                            static_cast<int32_t>(tensor),
-                                            static_cast<int32_t>(i % shape.slots));
+        const uint64_t own =
+            views[rank].at(static_cast<int32_t>(i / shape.slots), static_cast<int32_t>(tensor),
+                           static_cast<int32_t>(i % shape.slots));
         const uint64_t size = shape.tensor_bytes[tensor];
         out ? copy(at, own, size) : copy(own, at, size);
         at += size;
@@ -103,13 +103,18 @@ struct World {
 
   void commit(size_t rank, size_t batch) const {
     const PullSchedule& schedule = schedules[rank];
-    move(schedule.engine_pieces, schedule.batches[batch].commit.engine);
-    move(schedule.kernel_pieces, schedule.batches[batch].commit.kernel);
+    for (const Copies& step : schedule.batches[batch].commit) {
+      // Backwards: the copies of one step come in any order.
+      move(schedule.kernel_pieces, step.kernel, true);
+      move(schedule.engine_pieces, step.engine, true);
+    }
   }
 
-  static void move(const std::vector<Piece>& pieces, const IndexRange& range) {
+  static void move(const std::vector<Piece>& pieces, const IndexRange& range,
+                   bool backwards = false) {
     for (uint32_t i = range.first; i < range.last; ++i) {
-      copy(pieces[i].target, pieces[i].source, pieces[i].bytes);
+      const Piece& piece = pieces[backwards ? range.first + range.last - 1 - i : i];
+      copy(piece.target, piece.source, piece.bytes);
     }
   }
 
@@ -143,7 +148,7 @@ TEST("make_pull_schedule() puts every expert where the naive model puts it") {
       for (const uint64_t small_bytes : {0, 71, 1 << 20}) {
         for (uint32_t i = 0; i < 24; ++i) {
           const Plan plan = {
-              {1 + static_cast<uint32_t>(random() % shape.slots), 1 + i % 2, small_bytes},
+              {1 + static_cast<uint32_t>(random() % shape.slots), 1 + i % 3, small_bytes},
               i / 2 % 2 == 0,
               1 + i / 4 % 3};
           const ranks::Script script =
@@ -167,7 +172,8 @@ uint32_t size(const IndexRange& range) { return range.last - range.first; }
 
 // Rank 0 receives from rank 1 and copies inside itself, each a large and a small tensor.
 ranks::Script one_of_each() {
-  ranks::Script script{{1, 4, {4096, 16}}, 2, {{0, 1}}, {}};
+  const ranks::Shape shape = {1, 4, {4096, 16}};
+  ranks::Script script{shape, 2, {{0, 1}}, {}};
   script.ops = {{0, 0, 1, EPLB_OP_SEND, 0, 0, 0, 1},
                 {0, 0, 0, EPLB_OP_RECEIVE, 0, 1, 1, 0},
                 {0, 0, 0, EPLB_OP_COPY, 0, 3, 0, 0}};
@@ -180,15 +186,58 @@ TEST("make_pull_schedule() leaves large tensors of other GPUs to the copy engine
     const World far(one_of_each(), {{4, 1, 16}, copy_engine_only, 1}, random);
     const PullBatch& batch = far.schedules[0].batches[0];
     CHECK_EQ(size(batch.pull), 1u);
-    CHECK_EQ(size(batch.gather.engine), copy_engine_only ? 1u : 0u);
-    CHECK_EQ(size(batch.gather.kernel), copy_engine_only ? 2u : 3u);
-    CHECK_EQ(size(batch.commit.engine), copy_engine_only ? 2u : 0u);
-    CHECK_EQ(size(batch.commit.kernel), copy_engine_only ? 2u : 4u);
+    CHECK_EQ(size(batch.gather.engine), 0u);
+    CHECK_EQ(size(batch.gather.kernel), 1u);
+    CHECK_EQ(batch.commit.size(), 1u);
+    CHECK_EQ(size(batch.commit[0].engine), copy_engine_only ? 2u : 0u);
+    CHECK_EQ(size(batch.commit[0].kernel), copy_engine_only ? 2u : 4u);
     CHECK_EQ(batch.bytes_in, 4112u);
     CHECK_EQ(far.schedules[1].batches[0].bytes_out, 4112u);
     const World near(one_of_each(), {{4, 1, 16}, copy_engine_only, 2}, random);
     CHECK_EQ(size(near.schedules[0].batches[0].pull), 0u);
+    CHECK_EQ(size(near.schedules[0].batches[0].gather.engine), copy_engine_only ? 1u : 0u);
+    CHECK_EQ(size(near.schedules[0].batches[0].gather.kernel), copy_engine_only ? 1u : 2u);
     CHECK_EQ(near.schedules[0].batches[0].bytes_in, 4112u);
+  }
+}
+
+struct Move {
+  int32_t target, source;
+};
+
+// What one rank makes of copies inside itself.
+PullBatch copies(uint32_t slots, const std::vector<Move>& moves, std::mt19937_64& random) {
+  const ranks::Shape shape = {1, slots, {40}};
+  ranks::Script script{shape, 1, {{0, 1}}, {}};
+  for (const Move& move : moves) {
+    script.ops.push_back({0, 0, 0, EPLB_OP_COPY, 0, move.target, 0, move.source});
+  }
+  const World all(script, {{slots, 1, 0}, false, 1}, random);
+  execute(all, 1);
+  ranks::Bytes actual = all.bytes[0];
+  all.exchange(0, &actual, true);
+  CHECK(actual == script.apply(all.bytes, 1)[0]);
+  return all.schedules[0].batches[0];
+}
+
+TEST("make_pull_schedule() stages one copy of each circle inside a rank, and no other") {
+  std::mt19937_64 random(4);
+  const PullBatch apart = copies(6, {{1, 0}, {2, 0}, {5, 4}}, random);
+  CHECK_EQ(size(apart.gather.kernel), 0u);
+  CHECK_EQ(apart.commit.size(), 1u);
+  const PullBatch chain = copies(4, {{1, 0}, {2, 1}, {3, 2}}, random);
+  CHECK_EQ(size(chain.gather.kernel), 0u);
+  CHECK_EQ(chain.commit.size(), 3u);
+  // Two circles, one with a branch; and a slot that is copied to itself.
+  const PullBatch circles =
+      copies(8, {{0, 1}, {1, 0}, {2, 3}, {3, 4}, {4, 2}, {5, 2}, {6, 6}}, random);
+  CHECK_EQ(size(circles.gather.kernel), 3u);
+  for (int i = 0; i < 200; ++i) {
+    std::vector<Move> moves;
+    for (int32_t slot = 0; slot < 12; ++slot) {
+      if (random() % 4 != 0) moves.push_back({slot, static_cast<int32_t>(random() % 12)});
+    }
+    copies(12, moves, random);
   }
 }
 
@@ -206,7 +255,7 @@ TEST("make_pull_schedule() makes one copy of slots that follow each other at bot
   const PullSchedule& schedule = all.schedules[0];
   // A piece for each layer and tensor: two layers may be two allocations side by side.
   CHECK_EQ(size(schedule.batches[0].pull), 4u);
-  CHECK_EQ(size(schedule.batches[0].commit.engine), 4u);
+  CHECK_EQ(size(schedule.batches[0].commit[0].engine), 4u);
   const Piece& first = schedule.engine_pieces[schedule.batches[0].pull.first];
   CHECK_EQ(first.bytes, 4 * 64u);
   CHECK_EQ(first.source, all.views[1].address[0]);

@@ -86,13 +86,10 @@ export class QuotaPlanner {
     let cost = this.#flow.settle();
     const target = this.#target();
     // Each round depends on the row alone, so planning again from its end finds no other one.
-    while (cost > target) {
-      const next = this.#improve(row, layer, { cost, target });
+    while (cost > target && this.#improve(row, layer, { cost, target })) {
       // The split depends on the row alone too, not on the way that led to it.
       this.#layer.start(row, layer);
-      this.#flow.settle();
-      if (next === undefined) break;
-      cost = next;
+      cost = this.#flow.settle();
     }
     writeShares(this.#layer, shares);
   }
@@ -120,46 +117,45 @@ export class QuotaPlanner {
   /**
    * Looks for moves that reach the target, else the lowest threshold between it and today's cost.
    *
-   * @returns The new cost, if there are moves that gain enough; the row then has them.
+   * @returns True if there are moves that gain enough; the row then has them, else is untouched
+   * and the layer as it started.
    */
   #improve(
     row: Int32Array,
     layer: number,
     goal: { readonly cost: number; readonly target: number },
-  ): number | undefined {
+  ): boolean {
     const { cost, target } = goal;
-    const { ideal } = this.#layer;
+    const before = this.#before(layer);
+    if (this.#moves.reach(target, before)) {
+      this.#layer.write(row);
+      return true;
+    }
     const gain = Math.max(
-      WORTHWHILE * (target - ideal),
-      ideal * SMALLEST_SHARE,
+      WORTHWHILE * (target - this.#layer.ideal),
+      SMALLEST_SHARE * cost,
     );
-    let best = cost - gain;
-    let found = false;
-    const reach = (threshold: number): number | undefined => {
-      const reached = this.#moves.reach(threshold, this.#before(layer));
+    let best = this.#flow.settle();
+    this.#layer.write(this.#best);
+    let low = target;
+    for (let i = 0; i < HALVINGS; i++) {
+      const middle = (low + Math.min(best, cost)) / 2;
+      this.#layer.start(row, layer);
+      const reached = this.#moves.reach(middle, before);
       const highest = this.#flow.settle();
       if (highest < best) {
         best = highest;
-        found = true;
         this.#layer.write(this.#best);
       }
-      return reached ? highest : undefined;
-    };
-    let low = target;
-    if (reach(target) === undefined) {
-      let high = cost;
-      for (let i = 0; i < HALVINGS; i++) {
-        high = Math.min(high, best);
-        const middle = (low + high) / 2;
-        if (!(middle > low)) break;
-        this.#layer.start(row, layer);
-        if (reach(middle) === undefined) low = middle;
-        else high = middle;
-      }
+      if (!reached) low = middle;
     }
-    if (!found) return undefined;
-    row.set(this.#best);
-    return best;
+    if (best <= cost - gain) {
+      row.set(this.#best);
+      return true;
+    }
+    this.#layer.start(row, layer);
+    this.#flow.settle();
+    return false;
   }
 
   #before(layer: number): Int32Array | undefined {

@@ -60,8 +60,8 @@ export class TokenFlow {
       this.#at.set(this.#start);
       this.#slot.set(this.#layer.firstSlot);
       for (let rank = 0; rank < ranks; rank++) {
-        if (this.#rankLevel[rank] !== 0) continue;
         const excess = load[rank]! - capacity[rank]!;
+        if (excess <= epsilon || this.#rankLevel[rank] === UNSEEN) continue;
         load[rank] = capacity[rank]! + excess - this.#leave(rank, excess);
       }
     }
@@ -101,7 +101,7 @@ export class TokenFlow {
     let work = 0;
     let speeds = 0;
     for (let rank = 0; rank < ranks; rank++) {
-      if (this.#rankLevel[rank] === UNSEEN) continue;
+      if (this.#rankLevel[rank] !== UNSEEN) continue;
       work += load[rank]!;
       speeds += speed[rank]!;
     }
@@ -122,17 +122,16 @@ export class TokenFlow {
     this.#start[ranks] = listed;
   }
 
-  /** Measures how far each rank is from those with too much; false if none with room is reached. */
+  /** Measures how far each rank is from one with room; false if none with too much is reached. */
   #measure(): boolean {
-    const { load, capacity, ranks, epsilon } = this.#layer;
-    const { expertAt, carried } = this.#layer;
-    const start = this.#start;
+    const { load, capacity, ranks, epsilon, expertAt } = this.#layer;
     const levels = this.#rankLevel.fill(UNSEEN);
     const expertLevel = this.#expertLevel.fill(UNSEEN);
+    const start = this.#start;
     const queue = this.#queue;
     let queued = 0;
     for (let rank = 0; rank < ranks; rank++) {
-      if (load[rank]! - capacity[rank]! <= epsilon) continue;
+      if (capacity[rank]! - load[rank]! <= epsilon) continue;
       levels[rank] = 0;
       queue[queued++] = rank;
     }
@@ -140,16 +139,11 @@ export class TokenFlow {
     for (let i = 0; i < queued; i++) {
       const rank = queue[i]!;
       const level = levels[rank]!;
-      if (capacity[rank]! - load[rank]! > epsilon) {
-        found = true;
-        continue;
-      }
+      if (load[rank]! - capacity[rank]! > epsilon) found = true;
       const end = start[rank + 1]!;
-      for (let i = start[rank]!; i < end; i++) {
-        const slot = this.#shared[i]!;
-        const expert = expertAt[slot]!;
+      for (let j = start[rank]!; j < end; j++) {
+        const expert = expertAt[this.#shared[j]!]!;
         if (expertLevel[expert] !== UNSEEN) continue;
-        if (carried[slot]! <= epsilon) continue;
         expertLevel[expert] = level;
         queued = this.#reach(expert, level + 1, queued);
       }
@@ -157,13 +151,13 @@ export class TokenFlow {
     return found;
   }
 
-  /** Queues the ranks that hold an expert and were not reached. */
+  /** Queues the ranks that carry an expert and were not reached. */
   #reach(expert: number, level: number, queued: number): number {
-    const { nextSlot, rankOf } = this.#layer;
+    const { nextSlot, rankOf, carried, epsilon } = this.#layer;
     let slot = this.#layer.firstSlot[expert]!;
     for (; slot !== NONE; slot = nextSlot[slot]!) {
       const rank = rankOf[slot]!;
-      if (this.#rankLevel[rank] !== UNSEEN) continue;
+      if (this.#rankLevel[rank] !== UNSEEN || carried[slot]! <= epsilon) continue;
       this.#rankLevel[rank] = level;
       this.#queue[queued++] = rank;
     }
@@ -173,7 +167,7 @@ export class TokenFlow {
   /** Shifts up to that much of a rank's work elsewhere; returns how much. */
   #leave(rank: number, amount: number): number {
     const { expertAt, carried, weight, epsilon } = this.#layer;
-    const level = this.#rankLevel[rank]!;
+    const level = this.#rankLevel[rank]! - 1;
     const end = this.#start[rank + 1]!;
     let left = 0;
     for (; this.#at[rank]! < end; this.#at[rank]!++) {
@@ -182,7 +176,7 @@ export class TokenFlow {
       if (this.#expertLevel[expert] !== level) continue;
       if (carried[slot]! <= epsilon) continue;
       const most = Math.min((amount - left) / weight[slot]!, carried[slot]!);
-      const shifted = this.#spread(expert, most, level + 1);
+      const shifted = this.#spread(expert, most, level);
       carried[slot]! -= shifted;
       left += shifted * weight[slot]!;
       if (amount - left <= epsilon) break;

@@ -65,6 +65,12 @@ export function quotaPolicy(
     );
   }
   const placement = Placement.from(map, job);
+  const even = equalShares(placement);
+  for (let layer = 0; layer < layers; layer++) {
+    if (!isDense(job, layer)) continue;
+    const [begin, end] = [layer * slots, (layer + 1) * slots];
+    shares.set(even.subarray(begin, end), begin);
+  }
   return { placement, shares };
 }
 

@@ -111,7 +111,11 @@ export class Engine implements AsyncDisposable {
     const ranks = options.ranks ?? weights.map((_, rank) => rank);
     checkFit(options, ranks);
     const transport = chooseTransport(options);
-    const staging = stagingFor(weights[0]!, options.staging);
+    const pullsOnGpus = transport === "pull" && weights[0]!.device !== "host";
+    const staging = stagingFor(weights[0]!, {
+      unboundedSets: pullsOnGpus ? 3 : 2,
+      ...options.staging,
+    });
     const deadline = new Deadline(
       options.timeout ?? DEFAULT_TIMEOUT,
       options.signal,

@@ -37,7 +37,7 @@ export interface EngineOptions {
    * @default {"auto"}
    */
   readonly transport?: TransportName | "auto";
-  /** Bound on staging memory; default: two sets of as many experts as a rank has slots. */
+  /** Bound on staging memory; default: two or three sets of as many experts as a rank has slots. */
   readonly staging?: StagingOptions;
   /**
    * Sends and receives of one rank in one NCCL group. Large unbounded groups hang.

@@ -9,9 +9,10 @@ export interface StagingOptions {
    */
   readonly bytes?: number;
   /**
-   * With 2 sets the next layers move while one commits; 1 set needs half the memory.
+   * With 2 sets the next layers move while one commits; with more, ranks that have less to
+   * receive in one layer go further ahead. 1 set needs the least memory.
    *
-   * @default {2}
+   * @default {3 for `pull` on GPUs unless `bytes` is given, else 2}
    */
   readonly sets?: 1 | 2 | 3 | 4;
 }
@@ -25,21 +26,22 @@ export interface Staging {
 /** Alignment of each tensor in a staging cell. */
 const ALIGNMENT = 256;
 
-/** Turns a bound in bytes into sets of cells. */
+/** Turns a bound in bytes into sets of cells; `unboundedSets` are used without any bound. */
 export function stagingFor(
   weights: Pick<ExpertWeights, "slots" | "tensorBytes">,
-  options: StagingOptions = {},
+  options: StagingOptions & { readonly unboundedSets?: number } = {},
 ): Staging {
-  const sets = options.sets ?? 2;
-  if (options.bytes === undefined) return { sets, cells: weights.slots };
+  const { bytes, unboundedSets = 2 } = options;
+  const sets = options.sets ?? (bytes === undefined ? unboundedSets : 2);
+  if (bytes === undefined) return { sets, cells: weights.slots };
   const cellBytes = weights.tensorBytes.reduce(
     (sum, bytes) => sum + Math.ceil(bytes / ALIGNMENT) * ALIGNMENT,
     0,
   );
-  const cells = Math.floor(options.bytes / sets / cellBytes);
+  const cells = Math.floor(bytes / sets / cellBytes);
   if (!(cells >= 1)) {
     throw new RangeError(
-      `Cannot stage experts: staging has ${options.bytes} bytes, ` +
+      `Cannot stage experts: staging has ${bytes} bytes, ` +
         `${sets} set(s) of one expert need ${sets * cellBytes}`,
     );
   }

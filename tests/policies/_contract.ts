@@ -242,7 +242,7 @@ export function testContract(name: string, policy: Policy): void {
       fc.property(inputs, (input) => {
         assertPlan(input, policy(input));
       }),
-      { numRuns: 20000 },
+      { numRuns: 500 },
     );
   });
 
@@ -251,7 +251,7 @@ export function testContract(name: string, policy: Policy): void {
       fc.property(inputs, (input) => {
         assertDenseLayersKept(input, policy(input));
       }),
-      { numRuns: 20000 },
+      { numRuns: 500 },
     );
   });
 
@@ -263,7 +263,7 @@ export function testContract(name: string, policy: Policy): void {
         assertEquals(movedSlots(placement, again), 0);
         assert(again.equals(placement));
       }),
-      { numRuns: 20000 },
+      { numRuns: 500 },
     );
   });
 
@@ -282,7 +282,7 @@ export function testContract(name: string, policy: Policy): void {
           assertAlmostEquals(value, expected[layer]!, 1e-6);
         });
       }),
-      { numRuns: 20000 },
+      { numRuns: 500 },
     );
   });
 

@@ -146,7 +146,7 @@ const MOVING: FlagGroup = {
       value: "BYTES",
       type: "bytes",
       help:
-        "staging memory per rank, such as 512MiB (default: two experts per slot)",
+        "staging memory per rank, such as 512MiB (default: an expert per slot and staging set)",
     },
     {
       name: "staging-sets",
@@ -154,7 +154,7 @@ const MOVING: FlagGroup = {
       type: "count",
       choices: ["1", "2", "3", "4"],
       help:
-        "2 (default) moves the next layers while one commits, 1 needs half the memory",
+        "with more than 1 the next layers move while one commits (default: 3 to pull on GPUs, else 2)",
     },
     {
       name: "max-ops",
