@@ -28,10 +28,11 @@ export const bench: Command = {
   summary:
     "measure this machine's links, every transport, and what a model notices",
   description:
-    "Measures what the links of this machine give at best, then rearranges real model\n" +
-    "shapes with every transport, in one process and in one per rank, verifying every\n" +
-    "byte, and times matrix products with and without weights moving beside them.\n" +
-    "Without two GPUs, or with --device host, it measures host memory in small shapes.",
+    "Measures what the links of this machine give at best, then rearranges real\n" +
+    "model shapes with every transport, in one process and in one per rank, verifying\n" +
+    "every byte, and times matrix products with and without weights moving beside\n" +
+    "them. Without two GPUs, or with --device host, it measures host memory in small\n" +
+    "shapes.",
   groups: [{
     title: "Bench",
     flags: [

@@ -33,10 +33,11 @@ export const plan: Command = {
   name: "plan",
   summary: "decide where experts should live, from a recorded load",
   description:
-    "Reads tokens per expert and prints the map that a policy makes of them, with the\n" +
-    "share of its expert's tokens that each slot should take. Loads may be SGLang's\n" +
-    'JSON ({"logical_count": …}), vLLM\'s load_history, a TensorRT-LLM dump folder, CSV\n' +
-    "or JSON lines; steps are added up. Layers without tokens are carried through.",
+    "Reads tokens per expert and prints the map that a policy makes of them, with\n" +
+    "the share of its expert's tokens that each slot should take. Loads may be\n" +
+    "SGLang's JSON ({\"logical_count\": …}), vLLM's load_history, a TensorRT-LLM dump\n" +
+    "folder, CSV or JSON lines; steps are added up. Layers without tokens are\n" +
+    "carried through.",
   groups: [{
     title: "Plan",
     flags: [

@@ -29,10 +29,11 @@ export const simulate: Command = {
   name: "simulate",
   summary: "replay recorded workloads against policies, and compare them",
   description:
-    "Replays workloads in order, each file a phase, and lets each policy rebalance at the\n" +
-    "start of a phase; with --tokens after each of --steps steps, which are drawn from the\n" +
-    "phase's load. Reports the imbalance (max ÷ mean rank load) before and after, moved\n" +
-    "slots per layer, plan time and, if link rates are given, the least time of the move.",
+    "Replays workloads in order, each file a phase, and lets each policy rebalance\n" +
+    "at the start of a phase; with --tokens after each of --steps steps, which are\n" +
+    "drawn from the phase's load. Reports the imbalance (max ÷ mean rank load) before\n" +
+    "and after, moved slots per layer, plan time and, if link rates are given, the\n" +
+    "least time of the move.",
   groups: [{
     title: "Simulate",
     flags: [
