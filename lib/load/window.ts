@@ -119,7 +119,10 @@ export class LoadWindow {
   record(counts: Counts): void {
     this.#check(counts, "record counts");
     if (this.steps === Infinity) {
-      this.#sum = this.#decayed(this.#sum, counts, "record counts");
+      const sum = this.#sum.slice();
+      this.#addLater(sum, counts);
+      this.#checkExact(sum, "record counts");
+      this.#sum = sum;
     } else {
       this.#ring[this.#next] = compact(counts);
       this.#next = (this.#next + 1) % this.steps;
@@ -204,12 +207,12 @@ export class LoadWindow {
    */
   load(): Float64Array {
     const { length } = this.#ring;
-    let sum: Float64Array = this.#sum.slice();
+    const sum = this.#sum.slice();
     const oldest = this.#recorded > length ? this.#next : 0;
     for (let i = 0; i < length; i++) {
-      const counts = this.#ring[(oldest + i) % length]!;
-      sum = this.#decayed(sum, counts, "add up load");
+      this.#addLater(sum, this.#ring[(oldest + i) % length]!);
     }
+    this.#checkExact(sum, "add up load");
     return sum;
   }
 
@@ -235,9 +238,8 @@ export class LoadWindow {
     const total = this.toReduce();
     for (const other of others) {
       this.#check(other, "merge loads");
-      for (let i = 0; i < total.length; i++) {
-        total[i] = this.#exact(total[i]! + other[i]!, i, "merge loads");
-      }
+      for (let i = 0; i < total.length; i++) total[i]! += other[i]!;
+      this.#checkExact(total, "merge loads");
     }
     return total;
   }
@@ -260,20 +262,22 @@ export class LoadWindow {
     checkWhole(counts, { action, columns: experts, column: "expert" });
   }
 
-  /** A new sum, one step later. */
-  #decayed(sum: Float64Array, counts: Counts, action: string): Float64Array {
-    return sum.map((tokens, i) =>
-      this.#exact(tokens * this.decay + counts[i]!, i, action)
-    );
+  /** Adds the counts of a later step to a sum. */
+  #addLater(sum: Float64Array, counts: Counts): void {
+    for (let i = 0; i < sum.length; i++) {
+      sum[i] = sum[i]! * this.decay + counts[i]!;
+    }
   }
 
-  #exact(tokens: number, index: number, action: string): number {
-    if (tokens <= MOST_TOKENS) return tokens;
-    throw new RangeError(
-      `Cannot ${action}: layer ${Math.floor(index / this.experts)}, expert ${
-        index % this.experts
-      } has ${tokens} tokens, more than ${MOST_TOKENS} are not exact`,
-    );
+  #checkExact(sum: Float64Array, action: string): void {
+    for (let i = 0; i < sum.length; i++) {
+      if (sum[i]! <= MOST_TOKENS) continue;
+      throw new RangeError(
+        `Cannot ${action}: layer ${Math.floor(i / this.experts)}, expert ${
+          i % this.experts
+        } has ${sum[i]} tokens, more than ${MOST_TOKENS} are not exact`,
+      );
+    }
   }
 }
 

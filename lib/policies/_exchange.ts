@@ -179,6 +179,7 @@ export class ExchangeSearch {
         const other = row[there]!;
         if (other === expert) continue;
         const otherHeld = other >= 0 && this.#state.held(busiest, other) > 0;
+        // Two copies on one rank take no more tokens off other ranks than one elsewhere.
         if (!held && !otherHeld) this.#tryExchange(here, there);
         if (!held && (other < 0 || copies[other]! > 1)) {
           this.#tryCopy(expert, there);

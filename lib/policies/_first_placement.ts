@@ -80,6 +80,7 @@ export class FirstPlacement {
   /** Packs items onto nodes, the heaviest first, each onto the lightest; lists their experts. */
   #packNodes(): number[][] {
     const size = this.#itemSize;
+    if (this.#nodes.length === 1) return [[...this.#work.keys()]];
     const items = new Float64Array(this.#work.length / size);
     for (let expert = 0; expert < this.#work.length; expert++) {
       items[Math.floor(expert / size)]! += this.#work[expert]!;

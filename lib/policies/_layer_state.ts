@@ -4,6 +4,7 @@
  * @module
  */
 import type { PolicyJob } from "./_job.ts";
+import type { SlotCost } from "./_slot_cost.ts";
 
 /** No slot: the end of a list. */
 const NONE = -1;
@@ -43,23 +44,16 @@ export class LayerState {
    * Reserves memory.
    *
    * @param job What is planned.
-   * @param objective What a slot costs, and one over the speed of each rank, [ranks].
+   * @param cost What slots cost.
    */
-  constructor(
-    job: PolicyJob,
-    objective: {
-      readonly tokenCost: number;
-      readonly expertCost: number;
-      readonly pace: Float64Array;
-    },
-  ) {
+  constructor(job: PolicyJob, cost: SlotCost) {
     const { ranks, slots, slotsPerRank, experts } = job;
     this.#job = job;
     this.row = new Int32Array(slots);
     this.slotsPerRank = slotsPerRank;
-    this.#tokenCost = objective.tokenCost;
-    this.#expertCost = objective.expertCost;
-    this.pace = objective.pace;
+    this.#tokenCost = cost.tokenCost;
+    this.#expertCost = cost.expertCost;
+    this.pace = cost.pace;
     this.rankOf = new Int32Array(slots).map((_, slot) =>
       Math.floor(slot / slotsPerRank)
     );
@@ -104,7 +98,7 @@ export class LayerState {
     return this.#tokenCost * tokens / copies + this.#expertCost;
   }
 
-  /** Experts without a slot, those with most tokens first. */
+  /** Experts without a slot, those with most tokens first, ties by index. */
   lostExperts(): number[] {
     const lost: number[] = [];
     this.copies.forEach((copies, expert) => copies === 0 && lost.push(expert));
@@ -126,11 +120,12 @@ export class LayerState {
     return this.#next[slot]!;
   }
 
-  /** How {@linkcode moved} would change if a slot of a rank held another expert. */
+  /** How {@linkcode moved} would change if a slot held another expert, -1 if none. */
   movesOf(rank: number, out: number, into: number): number {
     const row = rank * this.copies.length;
     const leaves = out >= 0 && this.#now[row + out]! > this.#before[row + out]!;
-    const enters = this.#now[row + into]! >= this.#before[row + into]!;
+    const enters = into >= 0 &&
+      this.#now[row + into]! >= this.#before[row + into]!;
     return (enters ? 1 : 0) - (leaves ? 1 : 0);
   }
 
@@ -145,10 +140,7 @@ export class LayerState {
     const { row, copies, rankOf } = this;
     const out = row[slot]!;
     const cell = rankOf[slot]! * copies.length;
-    if (into >= 0) this.moved += this.movesOf(rankOf[slot]!, out, into);
-    else {this.moved -= this.#now[cell + out]! > this.#before[cell + out]!
-        ? 1
-        : 0;}
+    this.moved += this.movesOf(rankOf[slot]!, out, into);
     if (out >= 0) {
       this.#unlink(slot, out);
       this.#now[cell + out]!--;

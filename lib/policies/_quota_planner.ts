@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { gatherWork } from "./_activation.ts";
 import { carryActive } from "./_carry.ts";
 import { FirstPlacement } from "./_first_placement.ts";
 import type { PolicyJob } from "./_job.ts";
@@ -10,6 +11,7 @@ import { noiseFloor } from "./_noise.ts";
 import type { RankObjective } from "./_rank_cost.ts";
 import { restoreLost } from "./_restore.ts";
 import { SlotMoves } from "./_slot_moves.ts";
+import { type SparedCopies, spareCopies } from "./_spare_copies.ts";
 import { SplitLayer } from "./_split_layer.ts";
 import { TokenFlow } from "./_token_flow.ts";
 
@@ -34,15 +36,20 @@ export interface QuotaLimits {
   readonly movePrimaries: boolean;
 }
 
+/** Layers become no cheaper than this part of their cost: less could be rounding. */
+const ROUNDING = 1e-8;
+
 /** Plans layers one after the other; memory is used again for each. */
 export class QuotaPlanner {
   readonly #job: PolicyJob;
+  readonly #objective: RankObjective;
   readonly #limits: QuotaLimits;
   readonly #layer: SplitLayer;
   readonly #flow: TokenFlow;
   readonly #moves: SlotMoves;
-  readonly #first: FirstPlacement | undefined;
-  /** The best row of those tried, [slots]. */
+  readonly #first: FirstPlacement;
+  /** The row before a round, and the best of those tried in it, [slots]. */
+  readonly #previous: Int32Array;
   readonly #best: Int32Array;
 
   /**
@@ -54,59 +61,98 @@ export class QuotaPlanner {
    */
   constructor(job: PolicyJob, objective: RankObjective, limits: QuotaLimits) {
     this.#job = job;
+    this.#objective = objective;
     this.#limits = limits;
     this.#layer = new SplitLayer(job, objective);
     this.#flow = new TokenFlow(this.#layer);
-    const maxMoves = job.current === undefined ? Infinity : limits.maxMoves;
-    this.#moves = new SlotMoves(this.#layer, this.#flow, {
-      ...limits,
-      maxMoves,
-    });
-    this.#first = job.current === undefined
-      ? new FirstPlacement(job, objective)
-      : undefined;
+    this.#moves = new SlotMoves(this.#layer, this.#flow, limits);
+    this.#first = new FirstPlacement(job, objective);
+    this.#previous = new Int32Array(job.slots);
     this.#best = new Int32Array(job.slots);
   }
 
   /**
-   * Plans a layer with tokens.
+   * Fills a row with what a layer's plan starts from: today's slots of active ranks and what was
+   * lost with others, or a first placement.
    *
-   * @param row Expert of each slot, [slots]; -1 everywhere, and the plan after the call.
+   * @param row Expert of each slot, [slots]; -1 everywhere.
    * @param layer The layer.
+   */
+  begin(row: Int32Array, layer: number): void {
+    const { current, active, ranks } = this.#job;
+    if (current === undefined) {
+      this.#first.place(row, layer);
+      return;
+    }
+    carryActive(row, this.#job, layer);
+    if (active.length === ranks) return;
+    this.#layer.start(row, layer);
+    if (restoreLost(this.#layer)) this.#layer.write(row);
+  }
+
+  /**
+   * Splits the tokens of a layer as evenly as its copies allow.
+   *
+   * @param row Expert of each slot, [slots].
+   * @param layer The layer.
+   * @returns Cost of the busiest rank.
+   */
+  resplit(row: Int32Array, layer: number): number {
+    this.#layer.start(row, layer);
+    return this.#flow.settle();
+  }
+
+  /**
+   * Moves slots of a layer until it costs no more than its target or no move is worth it, and
+   * splits its tokens.
+   *
+   * @param row Expert of each slot, [slots]; changed in place.
+   * @param layer The layer.
+   * @returns Cost of the busiest rank.
+   */
+  balance(row: Int32Array, layer: number): number {
+    let cost = this.resplit(row, layer);
+    const target = this.#target();
+    // Each round, and the split, depend on the row alone and not on the way that led to it. So
+    // planning again on the same load finds what the last round found: nothing.
+    while (cost > target * (1 + ROUNDING)) {
+      this.#previous.set(row);
+      if (!this.#improve(row, layer, { cost, target })) break;
+      const next = this.resplit(row, layer);
+      if (!(next < cost * (1 - ROUNDING))) {
+        row.set(this.#previous);
+        return this.resplit(row, layer);
+      }
+      cost = next;
+    }
+    return cost;
+  }
+
+  /**
+   * Writes the shares of the layer that was split last.
+   *
    * @param shares Share of its expert's tokens that each slot takes, [slots]; written.
    */
-  plan(row: Int32Array, layer: number, shares: Float64Array): void {
-    if (this.#first === undefined) carryActive(row, this.#job, layer);
-    else this.#first.place(row, layer);
-    this.#layer.start(row, layer);
-    if (restoreLost(this.#layer)) {
-      this.#layer.write(row);
-      this.#layer.start(row, layer);
-    }
-    let cost = this.#flow.settle();
-    const target = this.#target();
-    // Each round depends on the row alone, so planning again from its end finds no other one.
-    while (cost > target && this.#improve(row, layer, { cost, target })) {
-      // The split depends on the row alone too, not on the way that led to it.
-      this.#layer.start(row, layer);
-      cost = this.#flow.settle();
+  share(shares: Float64Array): void {
+    if (this.#objective.expertCost > 0) {
+      gatherWork(this.#layer, this.#objective);
     }
     writeShares(this.#layer, shares);
   }
 
   /**
-   * Splits the tokens of a layer over its copies.
+   * Tries what a layer costs with ever fewer redundant copies: those go first that carry least.
    *
    * @param row Expert of each slot, [slots].
    * @param layer The layer.
-   * @param shares Share of its expert's tokens that each slot takes, [slots]; written.
+   * @returns The copies in the order in which they can be spared.
    */
-  split(row: Int32Array, layer: number, shares: Float64Array): void {
-    this.#layer.start(row, layer);
-    this.#flow.settle();
-    writeShares(this.#layer, shares);
+  spare(row: Int32Array, layer: number): SparedCopies {
+    this.resplit(row, layer);
+    return spareCopies(this.#layer, this.#flow);
   }
 
+  /** What a rank of the layer may cost before slots move. */
   #target(): number {
     const { ideal, ranks, tokens } = this.#layer;
     const { tolerance, noise } = this.#limits;
@@ -117,8 +163,8 @@ export class QuotaPlanner {
   /**
    * Looks for moves that reach the target, else the lowest threshold between it and today's cost.
    *
-   * @returns True if there are moves that gain enough; the row then has them, else is untouched
-   * and the layer as it started.
+   * @returns True if there are moves that gain enough; the row then has them, else it is as it was
+   * and the layer split again.
    */
   #improve(
     row: Int32Array,
@@ -131,10 +177,6 @@ export class QuotaPlanner {
       this.#layer.write(row);
       return true;
     }
-    const gain = Math.max(
-      WORTHWHILE * (target - this.#layer.ideal),
-      SMALLEST_SHARE * cost,
-    );
     let best = this.#flow.settle();
     this.#layer.write(this.#best);
     let low = target;
@@ -149,12 +191,12 @@ export class QuotaPlanner {
       }
       if (!reached) low = middle;
     }
-    if (best <= cost - gain) {
+    const gain = WORTHWHILE * (target - this.#layer.ideal);
+    if (best < cost * (1 - ROUNDING) && best <= cost - gain) {
       row.set(this.#best);
       return true;
     }
-    this.#layer.start(row, layer);
-    this.#flow.settle();
+    this.resplit(row, layer);
     return false;
   }
 

@@ -45,6 +45,8 @@ export class SlotMoves {
   readonly #heaviest: Int32Array;
   /** Slots that are neither empty nor hold what they held before the plan. */
   #moved = 0;
+  /** How many there may be. */
+  #most = 0;
   /** What a move must gain. */
   #leastGain = 0;
   /** The rank to be relieved, and its work above capacity. */
@@ -109,6 +111,7 @@ export class SlotMoves {
   #remember(before: Int32Array | undefined): void {
     const { slots, slotsPerRank, rankOf, rankAt, expertAt } = this.#layer;
     this.#moved = 0;
+    this.#most = before === undefined ? Infinity : this.#limits.maxMoves;
     for (let slot = 0; slot < slots; slot++) {
       const rank = rankOf[slot]!;
       const place = slot + (rankAt[rank]! - rank) * slotsPerRank;
@@ -299,7 +302,7 @@ export class SlotMoves {
   }
 
   #mayMove(slots: number): boolean {
-    return slots <= 0 || this.#moved + slots <= this.#limits.maxMoves;
+    return slots <= 0 || this.#moved + slots <= this.#most;
   }
 
   /** Of gains that are alike, the one is better that drops the copy of a colder expert. */

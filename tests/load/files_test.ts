@@ -370,7 +370,7 @@ async function writeStatistics(
       shape: [row.length],
     }));
     await writeSafetensors(folder.file(`rank${rank}.safetensors`), specs, {
-      *data({ name }) {
+      *data({ name }): Generator<Uint8Array> {
         const row = counts[name]!;
         const values = dtype === "I64"
           ? BigInt64Array.from(row, BigInt)

@@ -6,6 +6,7 @@ import type { PolicyInput } from "../../lib/policies/policy.ts";
 import { Topology } from "../../lib/topology.ts";
 import { inputs, testContract } from "./_contract.ts";
 import { golden, jobOf } from "./_golden.ts";
+import { naiveDeepseek } from "./_naive_deepseek.ts";
 
 testContract("deepseekPolicy", deepseekPolicy);
 
@@ -145,6 +146,32 @@ const grouped: fc.Arbitrary<PolicyInput> = fc.record({
       slotsPerRank: Math.ceil(experts / ranks) + sizes.spare,
       groups,
     }));
+});
+
+Deno.test("deepseekPolicy() plans like the plainest model, ties included", () => {
+  const tied = grouped.chain((input) =>
+    fc.constantFrom(1, 2, 3, 100_000).map((values): PolicyInput => ({
+      ...input,
+      load: input.load.map((tokens) => tokens % values),
+    }))
+  );
+  fc.assert(
+    fc.property(tied, (input) => {
+      const { experts, slotsPerRank, groups = 1, topology } = input;
+      const { ranks, nodes } = topology;
+      const { physicalToLogical, layers, slots } =
+        deepseekPolicy(input).placement;
+      for (let layer = 0; layer < layers; layer++) {
+        if (isDense(input, layer)) continue;
+        const row = input.load.slice(layer * experts, (layer + 1) * experts);
+        assertEquals(
+          [...physicalToLogical.slice(layer * slots, (layer + 1) * slots)],
+          naiveDeepseek([...row], { ranks, slotsPerRank, nodes, groups }),
+        );
+      }
+    }),
+    { numRuns: 500 },
+  );
 });
 
 Deno.test("deepseekPolicy() keeps a group on one node", () => {

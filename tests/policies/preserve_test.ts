@@ -1,6 +1,6 @@
 import { assert, assertEquals } from "@std/assert";
 import fc from "fast-check";
-import { Placement } from "../../lib/placement.ts";
+import type { Placement } from "../../lib/placement.ts";
 import { deepseekPolicy } from "../../lib/policies/deepseek.ts";
 import { preservePolicy } from "../../lib/policies/preserve.ts";
 import { inputs, movedSlots, testContract } from "./_contract.ts";
