@@ -25,6 +25,7 @@ interface Node {
 export class FirstPlacement {
   readonly #job: PolicyJob;
   readonly #objective: RankObjective;
+  readonly #fills: boolean;
   readonly #nodes: readonly Node[];
   /** Experts that are packed onto nodes together. */
   readonly #itemSize: number;
@@ -43,8 +44,14 @@ export class FirstPlacement {
    *
    * @param job What is planned.
    * @param objective What is balanced.
+   * @param options Whether redundant slots are filled.
    */
-  constructor(job: PolicyJob, objective: RankObjective) {
+  constructor(
+    job: PolicyJob,
+    objective: RankObjective,
+    { fill }: { readonly fill: boolean },
+  ) {
+    this.#fills = fill;
     this.#job = job;
     this.#objective = objective;
     this.#itemSize = itemSize(job);
@@ -103,6 +110,7 @@ export class FirstPlacement {
     this.#replicate(node, members);
     const order = heaviestFirst(members.values(), this.#part);
     const home = this.#packPrimaries(row, node, order);
+    if (!this.#fills) return;
     this.#packRedundant(row, node, { order, home });
     this.#fill(row, node, order);
   }
@@ -116,7 +124,9 @@ export class FirstPlacement {
       hottest.values[i] = ranks === 1 ? Infinity : -this.#work[expert]!;
     });
     hottest.restart();
-    let spare = ranks * this.#job.slotsPerRank - members.length;
+    let spare = this.#fills
+      ? ranks * this.#job.slotsPerRank - members.length
+      : 0;
     for (; spare > 0; spare--) {
       const i = hottest.first;
       if (hottest.values[i] === Infinity) break;

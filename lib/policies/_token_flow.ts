@@ -84,7 +84,7 @@ export class TokenFlow {
    */
   settle(): number {
     const layer = this.#layer;
-    let threshold = layer.ideal * (1 + ((globalThis as any).SL ?? 0));
+    let threshold = layer.ideal;
     for (;;) {
       layer.allow(threshold);
       if (this.relieve() === 0) break;
@@ -157,7 +157,9 @@ export class TokenFlow {
     let slot = this.#layer.firstSlot[expert]!;
     for (; slot !== NONE; slot = nextSlot[slot]!) {
       const rank = rankOf[slot]!;
-      if (this.#rankLevel[rank] !== UNSEEN || carried[slot]! <= epsilon) continue;
+      if (this.#rankLevel[rank] !== UNSEEN || carried[slot]! <= epsilon) {
+        continue;
+      }
       this.#rankLevel[rank] = level;
       this.#queue[queued++] = rank;
     }

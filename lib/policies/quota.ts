@@ -9,8 +9,8 @@ import { carryLayer } from "./_carry.ts";
 import { checkInput, isDense, type PolicyJob } from "./_job.ts";
 import { type QuotaLimits, QuotaPlanner } from "./_quota_planner.ts";
 import { rankObjective } from "./_rank_cost.ts";
-import { keepBudget } from "./_redundancy_budget.ts";
-import { equalShares } from "./_shares.ts";
+import { type BudgetedLayer, keepBudget } from "./_redundancy_budget.ts";
+import { Splitter } from "./_splitter.ts";
 import type { PolicyInput, PolicyPlan } from "./policy.ts";
 
 /** Options of {@linkcode quotaPolicy}. */
@@ -108,22 +108,116 @@ export function quotaPolicy(
 ): PolicyPlan {
   const job = checkInput(input);
   const objective = rankObjective(input.objective ?? {}, job.ranks);
-  const limits = checkLimits(options);
   const budget = checkBudget(options);
-  const planner = new QuotaPlanner(job, objective, limits);
+  const limits = { ...checkLimits(options), fill: budget === Infinity };
+  const splitter = new Splitter(job, objective);
+  const planner = new QuotaPlanner(job, objective, { splitter, limits });
   const map = startingMap(job, planner);
-  const shares = equalSharesOfDense(map, job);
-  if (budget === Infinity) {
-    for (const layer of layersWithTokens(job)) {
-      planner.balance(rowOf(map, job, layer), layer);
-      planner.share(rowOf(shares, job, layer));
-    }
-  } else {
-    planWithin(budget, { map, job, planner, limits });
-    for (const layer of layersWithTokens(job)) {
-      planner.resplit(rowOf(map, job, layer), layer);
-      planner.share(rowOf(shares, job, layer));
-    }
+  if (budget !== Infinity) planWithin(budget, { map, job, planner, limits });
+  const shares = new Float64Array(map.length);
+  for (let layer = 0; layer < job.layers; layer++) {
+    const row = rowOf(map, job, layer);
+    if (budget === Infinity && !isDense(job, layer)) {
+      planner.balance(row, layer);
+    } else planner.resplit(row, layer);
+    planner.share(rowOf(shares, job, layer));
   }
   return { placement: Placement.from(map, job), shares };
+}
+
+/** What a plan starts from: today's slots of active ranks, or a first placement. */
+function startingMap(job: PolicyJob, planner: QuotaPlanner): Int32Array {
+  const map = new Int32Array(job.layers * job.slots).fill(-1);
+  for (let layer = 0; layer < job.layers; layer++) {
+    const row = rowOf(map, job, layer);
+    if (isDense(job, layer)) carryLayer(row, job, layer);
+    else planner.begin(row, layer);
+  }
+  return map;
+}
+
+/**
+ * Plans layers so that all together keep to a number of redundant slots.
+ *
+ * Each round balances every layer and then drops the copies that pay least. A round must gain
+ * enough over the map before it, so planning again from the result changes nothing.
+ */
+function planWithin(
+  budget: number,
+  context: {
+    readonly map: Int32Array;
+    readonly job: PolicyJob;
+    readonly planner: QuotaPlanner;
+    readonly limits: QuotaLimits;
+  },
+): void {
+  const { map, job, planner, limits } = context;
+  const layers = layersWithTokens(job);
+  const plan = (layer: number, next: Int32Array): BudgetedLayer => {
+    const row = rowOf(next, job, layer);
+    return { row, spared: planner.spare(row, layer) };
+  };
+  const today = layers.map((layer) => plan(layer, map));
+  const kept = today.reduce((sum, { spared }) => sum + spared.slots.length, 0);
+  let imbalance = job.current !== undefined && kept <= budget
+    ? today.reduce((sum, { spared }) => sum + spared.imbalance[0]!, 0)
+    : Infinity;
+  const gain = layers.length * Math.max(limits.tolerance / 4, 1e-9);
+  for (;;) {
+    const next = map.slice();
+    const budgeted = layers.map((layer) => {
+      planner.balance(rowOf(next, job, layer), layer);
+      return plan(layer, next);
+    });
+    const gone = keepBudget(budgeted, budget);
+    const reached = budgeted.reduce(
+      (sum, { spared }, i) => sum + spared.imbalance[gone[i]!]!,
+      0,
+    );
+    if (!(reached < imbalance - gain)) return;
+    imbalance = reached;
+    map.set(next);
+  }
+}
+
+function layersWithTokens(job: PolicyJob): number[] {
+  return [...Array(job.layers).keys()].filter((layer) => !isDense(job, layer));
+}
+
+function rowOf<T extends Int32Array | Float64Array>(
+  table: T,
+  { slots }: PolicyJob,
+  layer: number,
+): T {
+  return table.subarray(layer * slots, (layer + 1) * slots) as T;
+}
+
+function checkLimits(options: QuotaOptions): Omit<QuotaLimits, "fill"> {
+  const { tolerance = 0.01, noise = 1, maxMoves = Infinity } = options;
+  for (const [name, value] of Object.entries({ tolerance, noise })) {
+    if (!(value >= 0 && value < Infinity)) {
+      throw new RangeError(
+        `Cannot place experts: ${name} must be non-negative and finite, it is ${
+          show(value)
+        }`,
+      );
+    }
+  }
+  checkCount("maxMoves", maxMoves);
+  return {
+    tolerance,
+    noise,
+    maxMoves,
+    movePrimaries: options.movePrimaries ?? true,
+  };
+}
+
+function checkBudget({ redundantSlots = Infinity }: QuotaOptions): number {
+  checkCount("redundantSlots", redundantSlots);
+  return redundantSlots;
+}
+
+function checkCount(name: string, value: number): void {
+  if (value === Infinity) return;
+  checkInteger(value, { action: "place experts", name, min: 0 });
 }
