@@ -100,3 +100,34 @@ function homeNodes(
   return primarySlots(row, sortRanks(row, ranks, traits), placement)
     .map((slot) => nodeOf[Math.floor(slot / slotsPerRank)]!);
 }
+
+/** Ranks that share work. */
+export interface SharingRanks {
+  /** Ranks that may hold experts. */
+  readonly active: ArrayLike<number>;
+  /** One over the speed of each rank, [ranks]. */
+  readonly pace: Float64Array;
+}
+
+/**
+ * Cost of the busiest rank as a multiple of what all would cost if the same work was spread evenly.
+ *
+ * @param costs Cost of each rank, [ranks].
+ * @param sharing The ranks that share the work.
+ * @returns Imbalance, from 1; 1 if there is no work.
+ */
+export function imbalanceOf(
+  costs: Float64Array,
+  { active, pace }: SharingRanks,
+): number {
+  let highest = 0;
+  let work = 0;
+  let speed = 0;
+  for (let i = 0; i < active.length; i++) {
+    const rank = active[i]!;
+    highest = Math.max(highest, costs[rank]!);
+    work += costs[rank]! / pace[rank]!;
+    speed += 1 / pace[rank]!;
+  }
+  return highest === 0 ? 1 : Math.max(1, highest / (work / speed));
+}

@@ -119,8 +119,8 @@ export function quotaPolicy(
     const row = rowOf(map, job, layer);
     if (budget === Infinity && !isDense(job, layer)) {
       planner.balance(row, layer);
-    } else planner.resplit(row, layer);
-    planner.share(rowOf(shares, job, layer));
+    } else splitter.split(row, layer);
+    splitter.share(rowOf(shares, job, layer));
   }
   return { placement: Placement.from(map, job), shares };
 }

@@ -9,7 +9,7 @@ import type { EngineOptions, RearrangeOptions } from "./options.ts";
 import type { Staging } from "./staging.ts";
 
 /** Tensors of up to this many bytes share one message, unless told otherwise. */
-export const SMALL_BYTES = 262144;
+export const SMALL_BYTES = 1 << 20;
 const MAX_OPS_PER_GROUP = 64;
 
 /** A planned rearrangement. */

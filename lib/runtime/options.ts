@@ -55,7 +55,7 @@ export interface EngineOptions {
    * Tensors of up to this many bytes per expert are moved together: one message of `nccl`,
    * one kernel of `pull` on GPUs.
    *
-   * @default {262144}
+   * @default {1048576}
    */
   readonly smallBytes?: number;
   /**

@@ -169,6 +169,13 @@ const MOVING: FlagGroup = {
       help: "thread blocks NCCL may use (default: NCCL's choice)",
     },
     {
+      name: "small-bytes",
+      value: "BYTES",
+      type: "bytes",
+      help:
+        "tensors up to this size share a message or a kernel (default: 1MiB)",
+    },
+    {
       name: "copy-engine-only",
       type: "switch",
       help:

@@ -35,6 +35,7 @@ export interface Job extends Disposable {
   readonly staging: StagingOptions;
   readonly maxOpsPerGroup: number | undefined;
   readonly maxCtas: number | undefined;
+  readonly smallBytes: number | undefined;
   readonly copyEngineOnly: boolean;
   readonly verify: boolean;
   readonly repeat: number;
@@ -109,7 +110,7 @@ async function connect(
   job: Job,
   weights: readonly ExpertWeights[],
 ): Promise<Engine> {
-  const { cluster, maxOpsPerGroup, maxCtas, copyEngineOnly } = job;
+  const { cluster, maxOpsPerGroup, maxCtas, smallBytes, copyEngineOnly } = job;
   return await fromOptions(() =>
     Engine.connect({
       library: job.library,
@@ -123,6 +124,7 @@ async function connect(
       copyEngineOnly,
       ...(maxOpsPerGroup === undefined ? {} : { maxOpsPerGroup }),
       ...(maxCtas === undefined ? {} : { maxCtas }),
+      ...(smallBytes === undefined ? {} : { smallBytes }),
       ...(cluster === undefined ? {} : { cluster }),
     })
   );

@@ -55,6 +55,7 @@ export async function setUp(flags: Flags, member?: Member): Promise<Job> {
       staging: staging(flags),
       maxOpsPerGroup: flags.number("max-ops"),
       maxCtas: flags.number("max-ctas"),
+      smallBytes: flags.number("small-bytes"),
       copyEngineOnly: flags.has("copy-engine-only"),
       verify: !flags.has("no-verify"),
       repeat: flags.number("repeat") ?? 1,
