@@ -196,3 +196,24 @@ export {
 } from "./lib/runtime/options.ts";
 export { type Mismatch } from "./lib/runtime/canary.ts";
 export { type StagingOptions } from "./lib/runtime/staging.ts";
+export {
+  movedSlots,
+  type PhaseResult,
+  simulate,
+  type SimulateOptions,
+  type SimulationPhase,
+} from "./lib/simulate.ts";
+export {
+  type GateDecision,
+  type GatedPlan,
+  type GateOptions,
+  gatePlan,
+  type GateReason,
+} from "./lib/policies/gate.ts";
+export { type QuotaOptions, quotaPolicy } from "./lib/policies/quota.ts";
+export { resplit, type ResplitInput } from "./lib/policies/resplit.ts";
+export {
+  type Imbalance,
+  imbalance,
+  type ImbalanceOptions,
+} from "./lib/metrics.ts";

@@ -81,7 +81,7 @@ export interface PhaseResult {
 }
 
 /** Bytes of an expert of DeepSeek-R1 in FP8: w13, w2 and their scales. */
-const EXPERT_BYTES = 3 * 7168 * 2048 + 4 * (32 * 56 + 56 * 16);
+export const EXPERT_BYTES: number = 3 * 7168 * 2048 + 4 * (32 * 56 + 56 * 16);
 
 /**
  * Replays phases in order, and rebalances as the policy and the gate say.

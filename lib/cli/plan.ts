@@ -1,6 +1,7 @@
 import { readLoad, totalLoad } from "../load/files.ts";
 import { Placement } from "../placement.ts";
 import { policies } from "../policies/registry.ts";
+import { type GateDecision, gatePlan } from "../policies/gate.ts";
 import type { PolicyInput, PolicyPlan } from "../policies/policy.ts";
 import { formatSeconds, formatTable } from "../report/table.ts";
 import { movedSlots } from "../simulate.ts";
@@ -8,8 +9,10 @@ import { type Command, EXIT, UsageError } from "./command.ts";
 import type { Flags } from "./flags.ts";
 import { heatRow, rankLoads } from "./plan/heat_map.ts";
 import {
+  GATE_FLAGS,
   POLICY_NAMES,
   RANK_FLAGS,
+  readGate,
   readList,
   readPolicies,
   readSizes,
@@ -26,6 +29,8 @@ export interface PlanReport {
   /** Slots that get another expert, over all layers; null without a current map. */
   readonly movedSlots: number | null;
   readonly planSeconds: number;
+  /** Why each layer moves or not; with `--horizon`. */
+  readonly decisions?: readonly GateDecision[];
 }
 
 /** `eplb plan`. */
@@ -68,6 +73,7 @@ export const plan: Command = {
         type: "text",
         help: "ranks that may hold experts (default: all)",
       },
+      ...GATE_FLAGS,
     ],
   }],
   examples: [
@@ -77,9 +83,10 @@ export const plan: Command = {
   run: async (flags, terminal) => {
     const input = await readInput(flags);
     const start = performance.now();
-    const decided = policies[readPolicies(flags.text("policy") ?? "quota")[0]!](
-      input,
-    );
+    const [name] = readPolicies(flags.text("policy") ?? "quota");
+    const wanted = policies[name!](input);
+    const gate = readGate(flags);
+    const decided = gate === undefined ? wanted : gatePlan(input, wanted, gate);
     const planSeconds = (performance.now() - start) / 1e3;
     const layers = layersOf(input, decided);
     const report = makeReport(input, { decided, layers, planSeconds });
@@ -125,7 +132,13 @@ interface LayerPlan {
   readonly layer: number;
   readonly imbalance: number;
   readonly moved: number;
+  /** Why it moves or not; "" without a gate. */
+  readonly reason: string;
   readonly heat: string;
+}
+
+function decisionsOf(decided: PolicyPlan): readonly GateDecision[] | undefined {
+  return (decided as { decisions?: readonly GateDecision[] }).decisions;
 }
 
 function layersOf(input: PolicyInput, decided: PolicyPlan): LayerPlan[] {
@@ -145,7 +158,8 @@ function layersOf(input: PolicyInput, decided: PolicyPlan): LayerPlan[] {
       if (expert >= 0 && expert !== current?.physicalToLogical[i]) moved++;
     }
     const imbalance = Math.max(...loads) / (total / active);
-    rows.push({ layer, imbalance, moved, heat: heatRow(loads) });
+    const reason = decisionsOf(decided)?.[layer]?.reason ?? "";
+    rows.push({ layer, imbalance, moved, reason, heat: heatRow(loads) });
   }
   return rows;
 }
@@ -160,6 +174,7 @@ function makeReport(
 ): PlanReport {
   const { decided: { placement, shares }, layers, planSeconds } = done;
   const { slots } = placement;
+  const decisions = decisionsOf(done.decided);
   const values = layers.map(({ imbalance }) => imbalance);
   const sum = values.reduce((total, value) => total + value, 0);
   return {
@@ -176,6 +191,7 @@ function makeReport(
       ? null
       : movedSlots(input.current, placement),
     planSeconds,
+    ...(decisions === undefined ? {} : { decisions }),
   };
 }
 
@@ -185,10 +201,11 @@ function planText(
   color: boolean,
 ): string {
   const known = report.movedSlots !== null;
-  const rows = layers.map(({ layer, imbalance, moved, heat }) => [
+  const rows = layers.map(({ layer, imbalance, moved, reason, heat }) => [
     String(layer),
     imbalance.toFixed(4),
     known ? String(moved) : "-",
+    reason,
     heat,
   ]);
   const table = formatTable(rows, {
@@ -196,6 +213,7 @@ function planText(
       { header: "layer", align: "right" },
       { header: "imbalance", align: "right" },
       { header: "moved slots", align: "right" },
+      { header: report.decisions === undefined ? "" : "gate" },
       { header: "load of each rank" },
     ],
     color,

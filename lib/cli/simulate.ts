@@ -1,6 +1,7 @@
 import { basename } from "@std/path";
 import { readLoad, totalLoad } from "../load/files.ts";
 import { policies, type PolicyName } from "../policies/registry.ts";
+import { gatePlan } from "../policies/gate.ts";
 import { formatTable } from "../report/table.ts";
 import {
   type PhaseResult,
@@ -10,8 +11,10 @@ import {
 import { type Command, EXIT, UsageError } from "./command.ts";
 import type { Flags } from "./flags.ts";
 import {
+  GATE_FLAGS,
   POLICY_NAMES,
   RANK_FLAGS,
+  readGate,
   readPolicies,
   readSizes,
 } from "./plan/input.ts";
@@ -63,12 +66,7 @@ export const simulate: Command = {
         help: "steps of a phase, with --tokens (default: 10)",
       },
       { name: "seed", value: "X", type: "count", help: "seed of the draws" },
-      {
-        name: "expert-bytes",
-        value: "BYTES",
-        type: "bytes",
-        help: "bytes of one expert (default: DeepSeek-R1's in FP8)",
-      },
+      ...GATE_FLAGS,
     ],
   }],
   examples: [
@@ -82,6 +80,7 @@ export const simulate: Command = {
       flags.text("policy") ?? POLICY_NAMES.join(","),
     );
     const options = numbers(flags);
+    const gate = readGate(flags);
     const report: SimulateReport = {
       policies: names.map((policy) => {
         terminal.progress(`simulating ${policy}`);
@@ -92,6 +91,9 @@ export const simulate: Command = {
             ...options,
             experts,
             policy: policies[policy],
+            ...(gate === undefined ? {} : {
+              gate: (input, plan) => gatePlan(input, plan, gate),
+            }),
           }),
         };
       }),

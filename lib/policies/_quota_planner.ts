@@ -69,7 +69,8 @@ export class QuotaPlanner {
     this.#moves = new SlotMoves(layer, flow, limits);
     this.#first = new FirstPlacement(job, objective, limits);
     this.#previous = new Int32Array(job.slots);
-    this.#best = new Int32Array(job.slots);
+    // Slots of inactive ranks are never written.
+    this.#best = new Int32Array(job.slots).fill(-1);
   }
 
   /**

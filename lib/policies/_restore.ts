@@ -1,5 +1,5 @@
 /**
- * Giving slots to experts that no active rank holds any more.
+ * Experts that no active rank holds any more.
  *
  * @module
  */
@@ -53,4 +53,17 @@ function spareSlot(layer: SplitLayer, rank: number): number {
     }
   }
   return best;
+}
+
+/**
+ * Finds an expert without a slot.
+ *
+ * @param row Expert of each slot, [slots]; -1 is an empty slot.
+ * @param experts Number of experts.
+ * @returns The first such expert, -1 if there is none.
+ */
+export function lostExpert(row: Int32Array, experts: number): number {
+  const held = new Uint8Array(experts);
+  for (const expert of row) if (expert >= 0) held[expert] = 1;
+  return held.indexOf(0);
 }

@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { dropCopy, exchangePrimaries } from "./_slot_changes.ts";
 import { NONE, type SplitLayer } from "./_split_layer.ts";
 import type { TokenFlow } from "./_token_flow.ts";
 
@@ -242,6 +243,7 @@ export class SlotMoves {
       if (most < this.#gain * (1 - ALIKE)) return;
       const expert = layer.expertAt[from]!;
       if (layer.holds(rank, expert)) continue;
+      if (this.#isAhead(slot, layer.primary[expert]!)) continue;
       const ratio = layer.weightOn(rank, expert) / layer.weight[from]!;
       const taken = Math.min(weighs, excess, room / ratio);
       const home = layer.nodeAt[layer.rankOf[layer.primary[expert]!]!];
@@ -268,6 +270,7 @@ export class SlotMoves {
       // Redundant copies stay on the node of their primary.
       if (!near && copies[expert]! > 1) continue;
       if (layer.holds(rank, expert)) continue;
+      const firstCopy = this.#firstCopy(expert);
       for (let slot = end - slotsPerRank; slot < end; slot++) {
         const other = expertAt[slot]!;
         if (other < 0 || primary[other] !== slot) continue;
@@ -275,14 +278,34 @@ export class SlotMoves {
         const gain = factor * (this.#excess -
           Math.max(0, this.#excess - shift) - Math.max(0, shift - room));
         if (!(gain > this.#gain * (1 + ALIKE))) continue;
+        if (firstCopy !== NONE && this.#isAhead(firstCopy, slot)) continue;
         if (copies[other]! > 1) {
           if (!near || layer.holds(this.#source, other)) continue;
+          if (this.#isAhead(this.#firstCopy(other), from)) continue;
         }
         const moves = this.#movesOf(from, other) + this.#movesOf(slot, expert);
         if (!this.#mayMove(moves)) continue;
         this.#keep(from, slot, { gain, dropped: Infinity, exchange: true });
       }
     }
+  }
+
+  /** Tells whether a slot comes before another on their ranks: then it would become primary. */
+  #isAhead(slot: number, primary: number): boolean {
+    const { slotsPerRank } = this.#layer;
+    return slot % slotsPerRank < primary % slotsPerRank;
+  }
+
+  /** The redundant copy of an expert that comes first on its rank, -1 if there is none. */
+  #firstCopy(expert: number): number {
+    const { firstSlot, nextSlot, primary } = this.#layer;
+    let first = NONE;
+    let slot = firstSlot[expert]!;
+    for (; slot !== NONE; slot = nextSlot[slot]!) {
+      if (slot === primary[expert]) continue;
+      if (first === NONE || this.#isAhead(slot, first)) first = slot;
+    }
+    return first;
   }
 
   /** What would be left of the work of a redundant copy if others took what they have room for. */
@@ -343,49 +366,4 @@ export class SlotMoves {
       this.#layer.link(to, expert);
     }
   }
-}
-
-/**
- * Empties the slot of a redundant copy. Other copies take what they have room for of its work, and
- * the primary the rest.
- *
- * @param layer The layer.
- * @param slot The slot, not that of a primary.
- */
-export function dropCopy(layer: SplitLayer, slot: number): void {
-  const { expertAt, carried, rankOf, load, capacity, weight } = layer;
-  const { firstSlot, nextSlot, primary } = layer;
-  const expert = expertAt[slot]!;
-  const rank = rankOf[slot]!;
-  let left = carried[slot]!;
-  load[rank]! -= left * weight[slot]!;
-  layer.unlink(slot);
-  let other = firstSlot[expert]!;
-  for (; other !== NONE && left > 0; other = nextSlot[other]!) {
-    const room = capacity[rankOf[other]!]! - load[rankOf[other]!]!;
-    if (rankOf[other] === rank || room <= 0) continue;
-    const taken = Math.min(left, room / weight[other]!);
-    carried[other]! += taken;
-    load[rankOf[other]!]! += taken * weight[other]!;
-    left -= taken;
-  }
-  carried[primary[expert]!]! += left;
-  load[rankOf[primary[expert]!]!]! += left;
-}
-
-/** Lets two primaries change places; on two nodes, they have no redundant copies. */
-function exchangePrimaries(layer: SplitLayer, a: number, b: number): void {
-  const { expertAt, carried, rankOf, load, primary } = layer;
-  const [expertA, expertB] = [expertAt[a]!, expertAt[b]!];
-  const [workA, workB] = [carried[a]!, carried[b]!];
-  layer.unlink(a);
-  layer.unlink(b);
-  primary[expertA] = b;
-  primary[expertB] = a;
-  layer.link(a, expertB);
-  layer.link(b, expertA);
-  carried[a] = workB;
-  carried[b] = workA;
-  load[rankOf[a]!]! += workB - workA;
-  load[rankOf[b]!]! += workA - workB;
 }

@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { dropCopy } from "./_slot_moves.ts";
+import { dropCopy } from "./_slot_changes.ts";
 import type { SplitLayer } from "./_split_layer.ts";
 import type { TokenFlow } from "./_token_flow.ts";
 

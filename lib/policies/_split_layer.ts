@@ -4,7 +4,7 @@
  * @module
  */
 import type { PolicyJob } from "./_job.ts";
-import { primarySlots, type RankTraits, sortRanks } from "./_primary.ts";
+import { primarySlots, sortRanks } from "./_primary.ts";
 import type { RankObjective } from "./_rank_cost.ts";
 
 /** No slot: the end of a list. */
@@ -66,7 +66,6 @@ export class SplitLayer {
   tokens = 0;
   readonly #job: PolicyJob;
   readonly #objective: RankObjective;
-  readonly #traits: RankTraits;
   /** What one unit of each expert's work weighs on another node, [experts]. */
   readonly #away: Float64Array;
   /** This layer's number of each rank of the job, [all ranks]. */
@@ -79,12 +78,11 @@ export class SplitLayer {
    * @param objective What is balanced.
    */
   constructor(job: PolicyJob, objective: RankObjective) {
-    const { slotsPerRank, experts, topology: { nodeOf } } = job;
+    const { slotsPerRank, experts } = job;
     const ranks = job.active.length;
     const slots = ranks * slotsPerRank;
     this.#job = job;
     this.#objective = objective;
-    this.#traits = { slotsPerRank, nodeOf, pace: objective.pace };
     this.ranks = ranks;
     this.slotsPerRank = slotsPerRank;
     this.slots = slots;
@@ -220,13 +218,14 @@ export class SplitLayer {
   }
 
   #order(row: Int32Array): void {
-    const { nodeOf } = this.#job.topology;
+    const { topology: { nodeOf }, slotsPerRank } = this.#job;
+    const { pace } = this.#objective;
     this.rankAt.set(this.#job.active);
-    sortRanks(row, this.rankAt, this.#traits);
+    sortRanks(row, this.rankAt, { slotsPerRank, nodeOf, pace });
     for (let i = 0; i < this.ranks; i++) {
       const rank = this.rankAt[i]!;
       this.nodeAt[i] = nodeOf[rank]!;
-      this.speed[i] = 1 / this.#objective.pace[rank]!;
+      this.speed[i] = 1 / pace[rank]!;
       this.#localOf[rank] = i;
     }
   }

@@ -17,9 +17,9 @@ import {
   type RankObjective,
   rankObjective,
 } from "./_rank_cost.ts";
+import { lostExpert } from "./_restore.ts";
 import { Splitter } from "./_splitter.ts";
 import type { PolicyInput, PolicyPlan } from "./policy.ts";
-import { lostExpert } from "./resplit.ts";
 
 /** Options of {@linkcode gatePlan}. */
 export interface GateOptions {

@@ -7,6 +7,7 @@ import type { Placement } from "../placement.ts";
 import { carryActive } from "./_carry.ts";
 import { checkInput } from "./_job.ts";
 import { rankObjective } from "./_rank_cost.ts";
+import { lostExpert } from "./_restore.ts";
 import { Splitter } from "./_splitter.ts";
 import type { PolicyInput } from "./policy.ts";
 
@@ -70,17 +71,4 @@ function checkHeld(
   throw new RangeError(
     `Cannot split tokens: expert ${lost} of layer ${layer} is on no active rank`,
   );
-}
-
-/**
- * Finds an expert without a slot.
- *
- * @param row Expert of each slot, [slots]; -1 is an empty slot.
- * @param experts Number of experts.
- * @returns The first such expert, -1 if there is none.
- */
-export function lostExpert(row: Int32Array, experts: number): number {
-  const held = new Uint8Array(experts);
-  for (const expert of row) if (expert >= 0) held[expert] = 1;
-  return held.indexOf(0);
 }

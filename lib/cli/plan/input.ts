@@ -1,6 +1,8 @@
 // What `plan` and `simulate` have in common: sizes, ranks, policies.
 
 import { policies, type PolicyName } from "../../policies/registry.ts";
+import { EXPERT_BYTES } from "../../simulate.ts";
+import type { GateOptions } from "../../policies/gate.ts";
 import { type LinkRates, Topology } from "../../topology.ts";
 import { type Flag, fromOptions, UsageError } from "../command.ts";
 import type { Flags } from "../flags.ts";
@@ -33,6 +35,47 @@ export const RANK_FLAGS: readonly Flag[] = [
     help: "rate of a rank's link to other nodes",
   },
 ];
+
+/** Options of the gate. */
+export const GATE_FLAGS: readonly Flag[] = [
+  {
+    name: "horizon",
+    value: "STEPS",
+    type: "count",
+    help:
+      "move a layer only if it pays within so many steps (default: always move)",
+  },
+  {
+    name: "token-time",
+    value: "US",
+    type: "number",
+    help: "microseconds a rank takes per token, for --horizon (default: 1)",
+  },
+  {
+    name: "window-steps",
+    value: "N",
+    type: "count",
+    help: "steps that the load was counted in, for --horizon (default: 1)",
+  },
+  {
+    name: "expert-bytes",
+    value: "BYTES",
+    type: "bytes",
+    help: "bytes of one expert (default: DeepSeek-R1's in FP8)",
+  },
+];
+
+/** What the gate weighs; undefined without `--horizon`. */
+export function readGate(flags: Flags): GateOptions | undefined {
+  const horizonSteps = flags.number("horizon");
+  if (horizonSteps === undefined) return undefined;
+  return {
+    horizonSteps,
+    secondsPerCost: 1e-6 * (flags.number("token-time") ?? 1),
+    windowSteps: flags.number("window-steps") ?? 1,
+    expertBytes: flags.number("expert-bytes") ?? EXPERT_BYTES,
+  };
+}
 
 /** The ranks of a plan, and their slots. */
 export interface Sizes {

@@ -3,6 +3,7 @@
 import type { RankIdentity } from "../../cluster/identity.ts";
 import { StoreClient } from "../../cluster/store_client.ts";
 import { StoreServer } from "../../cluster/store_server.ts";
+import { NativeLibrary } from "../../native/library.ts";
 import { messageOf } from "../../runtime/waiting.ts";
 import { UsageError } from "../command.ts";
 import type { Flags } from "../flags.ts";
@@ -20,6 +21,9 @@ export async function runAsRank(
   refuseContradictions(flags, identity);
   const { rank, token, storeHost: host, storePort: port } = identity;
   const timeout = timeoutOf(flags);
+  // The first look at many GPUs takes seconds in which nothing else runs here;
+  // to a store that is joined already this rank would seem to have stopped.
+  NativeLibrary.open().devices();
   await using owned = new AsyncDisposableStack();
   if (rank === 0 && identity.source !== "eplb") {
     owned.use(hostStore(identity, timeout));
