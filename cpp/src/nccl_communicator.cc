@@ -20,6 +20,9 @@ namespace {
 constexpr std::chrono::microseconds kEager{200};
 // How long leaving a communicator may take. Ranks leave together unless one of them is in trouble.
 constexpr std::chrono::milliseconds kLeaveLimit{2000};
+// Freeing a healthy communicator takes seconds with many ranks and channels. It must not be cut short:
+// a process that ends while NCCL is still at it crashes.
+constexpr std::chrono::milliseconds kDestroyLimit{20000};
 
 // Calls that free a communicator may wait for other ranks without a limit. So they get a thread of
 // their own, which is left to itself when it takes too long: all it holds is NCCL's.
@@ -64,11 +67,11 @@ NcclCommunicator::NcclCommunicator(const MoverConfig& config, const NcclIdBlob& 
 
 NcclCommunicator::~NcclCommunicator() {
   if (communicator_ == nullptr) return;
-  if (!finalize(kLeaveLimit)) {
+  if (!finalize(kDestroyLimit)) {
     abort();
     return;
   }
-  run_bounded(kLeaveLimit, [&nccl = nccl_, ordinal = ordinal_, communicator = communicator_] {
+  run_bounded(kDestroyLimit, [&nccl = nccl_, ordinal = ordinal_, communicator = communicator_] {
     (void)cudaSetDevice(ordinal);
     (void)nccl.CommDestroy(communicator);
   });

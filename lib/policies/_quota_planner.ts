@@ -9,12 +9,9 @@ import type { PolicyJob } from "./_job.ts";
 import { noiseFloor } from "./_noise.ts";
 import type { RankObjective } from "./_rank_cost.ts";
 import { restoreLost } from "./_restore.ts";
-import { SlotMoves } from "./_slot_moves.ts";
+import { LEAST_GAIN, SlotMoves } from "./_slot_moves.ts";
 import { spareCopies, type SparedCopies } from "./_spare_copies.ts";
 import type { Splitter } from "./_splitter.ts";
-
-/** How often a threshold that cannot be reached is halved toward one that can. */
-const HALVINGS = 5;
 
 /** Part of the room between ideal and target that moves must gain if they miss the target. */
 const WORTHWHILE = 1 / 4;
@@ -139,7 +136,8 @@ export class QuotaPlanner {
   }
 
   /**
-   * Looks for moves that reach the target, else the lowest threshold between it and today's cost.
+   * Looks for moves that reach the target. If they miss it, many of them may have been in vain: so
+   * what they have come to becomes the threshold, and moves are looked for anew.
    *
    * @returns True if there are moves that gain enough; the row then has them, else it is as it was
    * and the layer split again.
@@ -150,39 +148,33 @@ export class QuotaPlanner {
     goal: { readonly cost: number; readonly target: number },
   ): boolean {
     const { cost, target } = goal;
-    const before = this.#before(layer);
-    if (this.#moves.reach(target, before)) {
-      this.#splitter.layer.write(row);
-      return true;
-    }
-    let best = this.#splitter.flow.settle();
+    const { ideal } = this.#splitter.layer;
+    // A little below the target, as what is left may be too little for a move.
+    const missed = this.#reach(target - LEAST_GAIN * (target - ideal), layer);
     this.#splitter.layer.write(this.#best);
-    let low = target;
-    for (let i = 0; i < HALVINGS; i++) {
-      const middle = (low + Math.min(best, cost)) / 2;
+    if (missed > target) {
+      const gain = Math.max(WORTHWHILE * (target - ideal), ROUNDING * cost);
+      if (missed > cost - gain) {
+        this.#splitter.split(row, layer);
+        return false;
+      }
       this.#splitter.layer.start(row, layer);
-      const reached = this.#moves.reach(middle, before);
-      const highest = this.#splitter.flow.settle();
-      if (highest < best) {
-        best = highest;
+      const again = this.#reach(missed + gain / 2, layer);
+      if (again <= missed + gain && again <= cost - gain) {
         this.#splitter.layer.write(this.#best);
       }
-      if (!reached) low = middle;
     }
-    const gain = WORTHWHILE * (target - this.#splitter.layer.ideal);
-    if (best < cost * (1 - ROUNDING) && best <= cost - gain) {
-      row.set(this.#best);
-      return true;
-    }
-    this.#splitter.split(row, layer);
-    return false;
+    row.set(this.#best);
+    return true;
   }
 
-  #before(layer: number): Int32Array | undefined {
-    const { slots, current } = this.#job;
-    return current?.physicalToLogical.subarray(
-      layer * slots,
-      (layer + 1) * slots,
-    );
+  /** Moves slots toward a threshold; returns the cost of the busiest rank, or a bound of it. */
+  #reach(threshold: number, layer: number): number {
+    const { current, slots } = this.#job;
+    const before = current?.physicalToLogical
+      .subarray(layer * slots, (layer + 1) * slots);
+    return this.#moves.reach(threshold, before)
+      ? threshold
+      : this.#splitter.flow.settle();
   }
 }

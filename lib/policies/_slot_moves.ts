@@ -8,7 +8,7 @@ import { NONE, type SplitLayer } from "./_split_layer.ts";
 import type { TokenFlow } from "./_token_flow.ts";
 
 /** Part of what a move must gain at least of the room between the ideal and the threshold. */
-const LEAST_GAIN = 1 / 50;
+export const LEAST_GAIN = 1 / 50;
 
 /** What a gain counts if work leaves its node thereby, or the primary does. */
 const ACROSS_NODES = 1 / 2;

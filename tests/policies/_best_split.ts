@@ -42,36 +42,3 @@ export function bestSplit(
   }
   return best;
 }
-
-/** Tokens of each rank in one layer, [ranks], added up slot by slot. */
-export function rankTokens(
-  load: ArrayLike<number>,
-  { placement, shares }: {
-    readonly placement: Placement;
-    readonly shares: Float64Array;
-  },
-  layer: number,
-): number[] {
-  const { slots, slotsPerRank, experts, ranks, physicalToLogical } = placement;
-  const sums = Array<number>(ranks).fill(0);
-  for (let slot = 0; slot < slots; slot++) {
-    const expert = physicalToLogical[layer * slots + slot]!;
-    if (expert < 0) continue;
-    sums[Math.floor(slot / slotsPerRank)]! += load[layer * experts + expert]! *
-      shares[layer * slots + slot]!;
-  }
-  return sums;
-}
-
-/** Slots that hold an expert which they did not hold before. */
-export function movedSlots(before: Placement, after: Placement): number[] {
-  const { layers, slots } = after;
-  return Array.from({ length: layers }, (_, layer) => {
-    let moved = 0;
-    for (let cell = layer * slots; cell < (layer + 1) * slots; cell++) {
-      const expert = after.physicalToLogical[cell]!;
-      if (expert >= 0 && expert !== before.physicalToLogical[cell]) moved++;
-    }
-    return moved;
-  });
-}

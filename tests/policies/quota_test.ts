@@ -8,21 +8,33 @@ import fc from "fast-check";
 import { Placement } from "../../lib/placement.ts";
 import type { PolicyInput, PolicyPlan } from "../../lib/policies/policy.ts";
 import { quotaPolicy } from "../../lib/policies/quota.ts";
-import { resplit } from "../../lib/policies/resplit.ts";
+import { SeededRandom } from "../../lib/random.ts";
 import { Topology } from "../../lib/topology.ts";
-import { bestSplit, movedSlots, rankTokens } from "./_best_split.ts";
-import { scenes } from "./_scenes.ts";
+import { bestSplit } from "./_best_split.ts";
+import {
+  activeRanks,
+  assertPlan,
+  imbalances,
+  inputs,
+  movedSlots,
+  rankLoads,
+  testContract,
+} from "./_contract.ts";
 
-const anyScene = scenes({ current: "sometimes", subsets: true });
+testContract("quotaPolicy", quotaPolicy);
 
-/** Tokens of a layer. */
-function total({ load, experts }: PolicyInput, layer: number): number {
+/** Jobs whose ranks are all active and hold the experts already. */
+const placedInputs = inputs.filter((input) =>
+  input.current !== undefined && input.active === undefined
+) as fc.Arbitrary<PolicyInput & { readonly current: Placement }>;
+
+function tokensOf({ load, experts }: PolicyInput, layer: number): number {
   return load.subarray(layer * experts, (layer + 1) * experts)
     .reduce((a, b) => a + b, 0);
 }
 
 function busiest(input: PolicyInput, plan: PolicyPlan, layer: number): number {
-  return Math.max(...rankTokens(input.load, plan, layer));
+  return Math.max(...rankLoads(input, plan, layer));
 }
 
 function rowOf(placement: Placement, layer: number): number[] {
@@ -30,120 +42,79 @@ function rowOf(placement: Placement, layer: number): number[] {
   return [...physicalToLogical.subarray(layer * slots, (layer + 1) * slots)];
 }
 
-Deno.test("quotaPolicy() gives experts shares that add up to 1, and empty slots none", () => {
-  fc.assert(fc.property(anyScene, (input) => {
-    const { placement, shares } = quotaPolicy(input);
-    const { layers, slots, experts } = placement;
-    const sums = new Float64Array(layers * experts);
-    for (const [cell, expert] of placement.physicalToLogical.entries()) {
-      const share = shares[cell]!;
-      assert(share >= 0 && share <= 1);
-      if (expert < 0) assertEquals(share, 0);
-      else sums[Math.floor(cell / slots) * experts + expert]! += share;
+function count(list: readonly number[], value: number): number {
+  return list.filter((other) => other === value).length;
+}
+
+function layersWithTokens(input: PolicyInput): number[] {
+  return [...Array(input.load.length / input.experts).keys()]
+    .filter((layer) => tokensOf(input, layer) > 0);
+}
+
+Deno.test("quotaPolicy() splits tokens as well as its placement allows", () => {
+  fc.assert(
+    fc.property(inputs, (input) => {
+      const plan = quotaPolicy(input);
+      for (const layer of layersWithTokens(input)) {
+        const best = bestSplit(input.load, plan.placement, layer, {
+          active: activeRanks(input),
+        });
+        assertAlmostEquals(busiest(input, plan, layer), best, best * 1e-7);
+      }
+    }),
+    { numRuns: 500 },
+  );
+});
+
+Deno.test("quotaPolicy() makes no layer worse than splitting it anew", () => {
+  fc.assert(fc.property(placedInputs, (input) => {
+    const plan = quotaPolicy(input);
+    for (const layer of layersWithTokens(input)) {
+      const active = activeRanks(input);
+      const today = bestSplit(input.load, input.current, layer, { active });
+      assert(busiest(input, plan, layer) <= today * (1 + 1e-7));
     }
-    for (const sum of sums) assertAlmostEquals(sum, 1, 1e-12);
   }));
 });
 
-Deno.test("quotaPolicy() leaves inactive ranks empty and puts no expert on a rank twice", () => {
-  fc.assert(fc.property(anyScene, (input) => {
+Deno.test("quotaPolicy() puts no expert on a rank twice", () => {
+  fc.assert(fc.property(inputs, (input) => {
     const { placement } = quotaPolicy(input);
-    const { slotsPerRank, current } = { current: undefined, ...input };
-    for (let layer = 0; layer < placement.layers; layer++) {
-      const dense = total(input, layer) === 0;
-      const row = rowOf(placement, layer);
-      for (let rank = 0; rank < placement.ranks; rank++) {
-        const from = rank * slotsPerRank;
-        const held = row.slice(from, from + slotsPerRank)
-          .filter((expert) => expert >= 0);
-        if (!input.active?.includes(rank)) assertEquals(held, []);
-        // Only what was there twice may still be, and contiguous dense layers.
-        if (dense) continue;
-        const before = current === undefined
+    const { slotsPerRank, ranks } = placement;
+    for (const layer of layersWithTokens(input)) {
+      for (let first = 0; first < ranks * slotsPerRank; first += slotsPerRank) {
+        const held = rowOf(placement, layer).slice(first, first + slotsPerRank);
+        // What was there twice may still be.
+        const before = input.current === undefined
           ? []
-          : rowOf(current, layer).slice(from, from + slotsPerRank);
-        for (const expert of held) {
-          const count = (list: number[]) =>
-            list.filter((other) => other === expert).length;
-          assert(count(held) <= Math.max(1, count(before)));
+          : rowOf(input.current, layer).slice(first, first + slotsPerRank);
+        for (const expert of held.filter((expert) => expert >= 0)) {
+          assert(count(held, expert) <= Math.max(1, count(before, expert)));
         }
       }
     }
   }));
-});
-
-Deno.test("quotaPolicy() carries dense layers through", () => {
-  fc.assert(fc.property(
-    scenes({ current: "always", subsets: false }),
-    (input) => {
-      const load = input.load.slice().fill(0, 0, input.experts);
-      const { placement, shares } = quotaPolicy({ ...input, load });
-      assertEquals(rowOf(placement, 0), rowOf(input.current!, 0));
-      const row = rowOf(placement, 0);
-      row.forEach((expert, slot) => {
-        const copies = row.filter((other) => other === expert).length;
-        assertEquals(shares[slot], expert < 0 ? 0 : 1 / copies);
-      });
-    },
-  ));
-  const { placement } = quotaPolicy({
-    load: new Float64Array(3),
-    experts: 3,
-    topology: Topology.uniform({ ranks: 2, nodes: 1 }),
-    slotsPerRank: 2,
-  });
-  assertEquals(rowOf(placement, 0), [0, 1, 2, 0]);
-});
-
-Deno.test("quotaPolicy() splits tokens as well as its placement allows", () => {
-  fc.assert(fc.property(anyScene, (input) => {
-    const plan = quotaPolicy(input);
-    for (let layer = 0; layer < plan.placement.layers; layer++) {
-      if (total(input, layer) === 0) continue;
-      const best = bestSplit(input.load, plan.placement, layer, {
-        active: input.active!,
-      });
-      assertAlmostEquals(busiest(input, plan, layer) / best, 1, 1e-7);
-    }
-  }));
-});
-
-Deno.test("quotaPolicy() makes no layer worse than splitting it anew", () => {
-  fc.assert(fc.property(
-    scenes({ current: "always", subsets: false }),
-    (input) => {
-      const plan = quotaPolicy(input);
-      for (let layer = 0; layer < plan.placement.layers; layer++) {
-        const today = bestSplit(input.load, input.current!, layer, {
-          active: input.active!,
-        });
-        assert(busiest(input, plan, layer) <= today * (1 + 1e-7));
-      }
-    },
-  ));
 });
 
 Deno.test("quotaPolicy() moves nothing where today's map is within tolerance", () => {
   fc.assert(fc.property(
-    scenes({ current: "always", subsets: false }),
+    placedInputs,
     fc.double({ min: 0, max: 2, noNaN: true }),
     (input, tolerance) => {
       const { placement } = quotaPolicy(input, { tolerance, noise: 0 });
-      for (let layer = 0; layer < placement.layers; layer++) {
-        const today = bestSplit(input.load, input.current!, layer, {
-          active: input.active!,
-        });
-        const mean = total(input, layer) / placement.ranks;
-        if (today <= mean * (1 + tolerance)) {
-          assertEquals(rowOf(placement, layer), rowOf(input.current!, layer));
-        }
+      const active = activeRanks(input);
+      for (const layer of layersWithTokens(input)) {
+        const today = bestSplit(input.load, input.current, layer, { active });
+        const mean = tokensOf(input, layer) / active.length;
+        if (today > mean * (1 + tolerance)) continue;
+        assertEquals(rowOf(placement, layer), rowOf(input.current, layer));
       }
     },
   ));
 });
 
 Deno.test("quotaPolicy() does not chase what may be chance", () => {
-  // 8 ranks and 5000 tokens: one standard deviation is 4 %.
+  // 8 ranks and 5000 tokens: one standard deviation is 4 %, and 660 are 5.6 % above the mean.
   const load = new Float64Array(8).fill(620);
   load[3]! += 40;
   const input = {
@@ -156,14 +127,13 @@ Deno.test("quotaPolicy() does not chase what may be chance", () => {
       { ranks: 8 },
     ),
   };
-  // 660 of 625 are 5.6 %.
   assert(quotaPolicy(input, { noise: 2 }).placement.equals(input.current));
   assert(!quotaPolicy(input, { noise: 1 }).placement.equals(input.current));
 });
 
-Deno.test("quotaPolicy() finds nothing to do after its own plan", () => {
+Deno.test("quotaPolicy() finds the same shares when planning again", () => {
   fc.assert(fc.property(
-    anyScene,
+    inputs,
     fc.constantFrom(0, 0.01, 0.1),
     (input, tolerance) => {
       const plan = quotaPolicy(input, { tolerance });
@@ -177,95 +147,183 @@ Deno.test("quotaPolicy() finds nothing to do after its own plan", () => {
   ));
 });
 
-Deno.test("quotaPolicy() plans as even whatever numbers the ranks of a node have", () => {
-  fc.assert(fc.property(
-    scenes({ current: "always", subsets: false }),
-    fc.nat(),
-    (input, seed) => {
-      const { ranks, nodes } = input.topology;
-      const perNode = ranks / nodes;
-      // Turns the ranks of each node by some places.
-      const renumber = (rank: number) =>
-        Math.floor(rank / perNode) * perNode + (rank + seed) % perNode;
-      const { current, slotsPerRank } = input;
-      const map = current!.physicalToLogical.map((_, cell, all) => {
-        const layer = Math.floor(cell / current!.slots);
-        const slot = cell % current!.slots;
-        const rank = renumber(Math.floor(slot / slotsPerRank));
-        return all[
-          layer * current!.slots + rank * slotsPerRank + slot % slotsPerRank
-        ]!;
-      });
-      const renumbered = { ...input, current: Placement.from(map, current!) };
-      const [a, b] = [quotaPolicy(input), quotaPolicy(renumbered)];
-      for (let layer = 0; layer < current!.layers; layer++) {
-        const most = busiest(input, a, layer);
-        assertAlmostEquals(
-          busiest(input, b, layer),
-          most,
-          most * 1e-9,
-        );
-      }
-    },
-  ));
-});
-
 Deno.test("quotaPolicy() moves no more slots of a layer than it may", () => {
-  fc.assert(fc.property(
-    scenes({ current: "always", subsets: false }),
-    fc.nat(4),
-    (input, maxMoves) => {
-      const { placement } = quotaPolicy(input, { maxMoves });
-      const moved = movedSlots(input.current!, placement);
-      assert(moved.every((count) => count <= maxMoves));
-    },
-  ));
+  fc.assert(fc.property(placedInputs, fc.nat(4), (input, maxMoves) => {
+    const { placement } = quotaPolicy(input, { maxMoves });
+    for (let layer = 0; layer < placement.layers; layer++) {
+      assert(movedSlots(input.current, placement, layer) <= maxMoves);
+    }
+  }));
 });
 
-Deno.test("quotaPolicy() leaves primaries in place if they may not move", () => {
-  fc.assert(fc.property(
-    scenes({ current: "never", subsets: false }),
-    fc.array(fc.nat(1_000_000), { minLength: 150, maxLength: 150 }),
-    (input, loads) => {
-      const { placement: first } = quotaPolicy(input);
-      const { ranks, slotsPerRank, layers, experts, slots } = first;
-      fc.pre(experts % ranks === 0);
-      const load = new Float64Array(loads).subarray(0, input.load.length);
-      fc.pre(load.length === input.load.length);
-      const options = { movePrimaries: false };
-      const { placement } = quotaPolicy(
-        { ...input, load, current: first },
-        options,
-      );
-      const primaries = experts / ranks;
-      for (let cell = 0; cell < layers * slots; cell++) {
-        if (cell % slotsPerRank >= primaries) continue;
-        assertEquals(
-          placement.physicalToLogical[cell],
-          first.physicalToLogical[cell],
-        );
+/** A load like those of real models, and others that have drifted away from it. */
+function skewedLoad(experts: number, random: SeededRandom): Float64Array {
+  return new Float64Array(experts).map(() => drift(20_000, 0.8, random));
+}
+
+function drift(tokens: number, sigma: number, random: SeededRandom): number {
+  // The sum of twelve uniform numbers is as good as normal.
+  let normal = -6;
+  for (let i = 0; i < 12; i++) normal += random.uint32() / 2 ** 32;
+  return Math.round(tokens * Math.exp(sigma * normal));
+}
+
+for (const movePrimaries of [false, true]) {
+  const what = movePrimaries
+    ? "on their place in their rank"
+    : "in their slots";
+  Deno.test(`quotaPolicy() leaves primaries ${what}, movePrimaries ${movePrimaries}`, () => {
+    const [experts, ranks, slotsPerRank] = [32, 4, 10];
+    const topology = Topology.uniform({ ranks, nodes: 1 });
+    const job = { experts, topology, slotsPerRank };
+    for (let seed = 0; seed < 20; seed++) {
+      const random = new SeededRandom(seed);
+      let load = skewedLoad(experts, random);
+      const first = quotaPolicy({ ...job, load }).placement;
+      let current = first;
+      for (let step = 0; step < 5; step++) {
+        load = load.map((tokens) => drift(tokens, 0.7, random));
+        current = quotaPolicy(
+          { ...job, load, current },
+          { movePrimaries },
+        ).placement;
+        // Primaries are in the first eight slots of each rank.
+        const heads = rowOf(current, 0).filter((_, slot) => slot % 10 < 8);
+        assertEquals(new Set(heads).size, experts);
+        if (movePrimaries) continue;
+        assertEquals(heads, rowOf(first, 0).filter((_, slot) => slot % 10 < 8));
       }
-    },
-  ));
+    }
+  });
+}
+
+for (const sigma of [0.05, 0.2, 0.5]) {
+  Deno.test(`quotaPolicy() follows 200 drifts of ${sigma * 100} %`, () => {
+    let moved = 0;
+    for (let seed = 0; seed < 200; seed++) {
+      const random = new SeededRandom(seed);
+      const nodes = 1 + seed % 2;
+      const job = {
+        experts: 64,
+        topology: Topology.uniform({ ranks: 8, nodes }),
+        slotsPerRank: 10,
+      };
+      const before = skewedLoad(64, random);
+      const current = quotaPolicy({ ...job, load: before }).placement;
+      const load = before.map((tokens) => drift(tokens, sigma, random));
+      const input = { ...job, load, current };
+      const plan = quotaPolicy(input);
+      assertPlan(input, plan);
+      const [imbalance] = imbalances(input, plan);
+      // Excess that is too little for a move may be left.
+      assert(imbalance! <= 1.0102, `seed ${seed}: ${imbalance}`);
+      moved += movedSlots(current, plan.placement);
+    }
+    // Of 16 redundant slots.
+    assert(moved / 200 < 2, `${moved / 200} slots moved`);
+  });
+}
+
+const ADVERSARIAL = {
+  "half of all tokens on one expert": (expert: number) => expert === 3 ? 31 : 1,
+  "all tokens on one expert": (expert: number) => expert === 3 ? 1 : 0,
+  "the same for all": () => 1,
+  "fewer experts with tokens than ranks": (expert: number) =>
+    expert < 5 ? 1 : 0,
+};
+
+for (const [name, tokens] of Object.entries(ADVERSARIAL)) {
+  Deno.test(`quotaPolicy() balances ${name}`, () => {
+    const job = {
+      experts: 32,
+      topology: Topology.uniform({ ranks: 8, nodes: 1 }),
+      slotsPerRank: 6,
+    };
+    const even = { ...job, load: new Float64Array(32).fill(1e6) };
+    const current = quotaPolicy(even).placement;
+    const load = even.load.map((value, expert) => value * tokens(expert));
+    for (const input of [{ ...job, load }, { ...job, load, current }]) {
+      const plan = quotaPolicy(input);
+      assertPlan(input, plan);
+      assert(imbalances(input, plan)[0]! <= 1.01 + 1e-7);
+    }
+  });
+}
+
+Deno.test("quotaPolicy() leaves the hottest expert alone if there is no redundant slot", () => {
+  const load = new Float64Array(32).fill(1e6);
+  load[3] = 31e6;
+  const input = {
+    load,
+    experts: 32,
+    topology: Topology.uniform({ ranks: 8, nodes: 1 }),
+    slotsPerRank: 4,
+  };
+  // Its rank holds three others.
+  assertEquals(busiest(input, quotaPolicy(input), 0), 34e6);
+});
+
+Deno.test("quotaPolicy() exchanges primaries where there is no redundant slot", () => {
+  const input = {
+    load: new Float64Array([60, 50, 10, 20]),
+    experts: 4,
+    topology: Topology.uniform({ ranks: 2, nodes: 1 }),
+    slotsPerRank: 2,
+    current: Placement.from([[0, 1, 2, 3]], { ranks: 2 }),
+  };
+  // 110 and 30 tokens become 70 and 70.
+  const { placement } = quotaPolicy(input, { noise: 0 });
+  assertEquals(placement.physicalToLogical, new Int32Array([3, 1, 2, 0]));
+  const kept = quotaPolicy(input, { noise: 0, movePrimaries: false });
+  assert(kept.placement.equals(input.current));
+});
+
+Deno.test("quotaPolicy() prefers the node of the primary for a copy", () => {
+  // Rank 0 has 120 tokens, ranks 1 and 3 have 40: rank 1 is on its node.
+  const { placement } = quotaPolicy({
+    load: new Float64Array([120, 40, 60, 40]),
+    experts: 4,
+    topology: Topology.uniform({ ranks: 4, nodes: 2 }),
+    slotsPerRank: 2,
+    current: Placement.from([[0, -1, 1, -1, 2, -1, 3, -1]], { ranks: 4 }),
+  }, { noise: 0, maxMoves: 1 });
+  assertEquals(rowOf(placement, 0), [0, -1, 1, 0, 2, -1, 3, -1]);
+});
+
+Deno.test("quotaPolicy() keeps experts of a group, and their copies, on one node at first", () => {
+  const random = new SeededRandom(1);
+  const { placement } = quotaPolicy({
+    load: skewedLoad(32, random),
+    experts: 32,
+    topology: Topology.uniform({ ranks: 8, nodes: 2 }),
+    slotsPerRank: 5,
+    groups: 4,
+  }, { tolerance: 1 });
+  const nodes = Array.from({ length: 4 }, () => new Set<number>());
+  rowOf(placement, 0).forEach((expert, slot) =>
+    nodes[Math.floor(expert / 8)]!.add(Math.floor(slot / 20))
+  );
+  assertEquals(nodes.map((set) => set.size), [1, 1, 1, 1]);
 });
 
 Deno.test("quotaPolicy() keeps to a number of redundant slots", () => {
-  fc.assert(fc.property(anyScene, fc.nat(12), (input, redundantSlots) => {
-    const plan = quotaPolicy(input, { redundantSlots });
-    const { layers, experts } = plan.placement;
-    const redundant = [...Array(layers).keys()]
-      .filter((layer) => total(input, layer) > 0)
-      .map((layer) =>
-        rowOf(plan.placement, layer).filter((e) => e >= 0).length - experts
-      )
-      .reduce((a, b) => a + b, 0);
-    assert(redundant <= redundantSlots);
-    const again = quotaPolicy(
-      { ...input, current: plan.placement },
-      { redundantSlots },
-    );
-    assert(again.placement.equals(plan.placement));
-  }));
+  fc.assert(
+    fc.property(inputs, fc.nat(12), (input, redundantSlots) => {
+      const plan = quotaPolicy(input, { redundantSlots });
+      assertPlan(input, plan);
+      const used = layersWithTokens(input).map((layer) =>
+        rowOf(plan.placement, layer).filter((expert) => expert >= 0).length -
+        input.experts
+      );
+      assert(used.reduce((a, b) => a + b, 0) <= redundantSlots);
+      const again = quotaPolicy(
+        { ...input, current: plan.placement },
+        { redundantSlots },
+      );
+      assert(again.placement.equals(plan.placement));
+    }),
+    { numRuns: 300 },
+  );
 });
 
 Deno.test("quotaPolicy() gives redundant slots to the layers that need them", () => {
@@ -276,43 +334,24 @@ Deno.test("quotaPolicy() gives redundant slots to the layers that need them", ()
     topology: Topology.uniform({ ranks: 2, nodes: 1 }),
     slotsPerRank: 3,
   }, { redundantSlots: 1 });
-  assertEquals(rowOf(placement, 0).filter((e) => e < 0).length, 2);
-  assertEquals(rowOf(placement, 1).filter((e) => e === 0).length, 2);
+  assertEquals(count(rowOf(placement, 0), -1), 2);
+  assertEquals(count(rowOf(placement, 1), 0), 2);
 });
 
-Deno.test("quotaPolicy() restores the experts of ranks that are gone", () => {
-  const current = Placement.from([[0, 1, 2, 3, 4, 5, 0, 2, -1]], { ranks: 3 });
-  const plan = quotaPolicy({
+Deno.test("quotaPolicy() restores the experts of a rank that is gone", () => {
+  const input = {
     load: new Float64Array([60, 10, 20, 30, 40, 50]),
     experts: 6,
     topology: Topology.uniform({ ranks: 3, nodes: 1 }),
     slotsPerRank: 3,
     active: [0, 2],
-    current,
-  });
-  const row = rowOf(plan.placement, 0);
-  // Rank 2 is lighter and has an empty slot and a copy of 2 that is also on rank 0.
-  assertEquals(row.slice(3, 6), [-1, -1, -1]);
-  assertEquals(row.filter((expert) => expert >= 0).sort(), [0, 1, 2, 3, 4, 5]);
-  assertEquals(
-    row.slice(0, 3).filter((e) => e >= 0 && e < 3).length >= 2,
-    true,
-  );
-});
-
-Deno.test("quotaPolicy() tells how many slots the active ranks lack", () => {
-  assertThrows(
-    () =>
-      quotaPolicy({
-        load: new Float64Array(6),
-        experts: 6,
-        topology: Topology.uniform({ ranks: 3, nodes: 1 }),
-        slotsPerRank: 2,
-        active: [0, 2],
-      }),
-    RangeError,
-    "Cannot place experts: 2 active ranks of 2 slots are 2 slots short of 6 experts",
-  );
+    current: Placement.from([[0, 1, 2, 3, 4, 5, 0, 2, -1]], { ranks: 3 }),
+  };
+  const plan = quotaPolicy(input, { noise: 0 });
+  assertPlan(input, plan);
+  // All six slots are needed; of 210 tokens, 110 and 100 is the best there is.
+  assertEquals(rowOf(plan.placement, 0).slice(3, 6), [-1, -1, -1]);
+  assertEquals(busiest(input, plan, 0), 110);
 });
 
 Deno.test("quotaPolicy() refuses options out of range", () => {
@@ -341,46 +380,4 @@ Deno.test("quotaPolicy() refuses options out of range", () => {
       `Cannot place experts: ${message}`,
     );
   }
-});
-
-Deno.test("resplit() is as good as the copies allow", () => {
-  fc.assert(fc.property(
-    scenes({ current: "always", subsets: true }),
-    fc.array(fc.double({ min: 0.25, max: 4, noNaN: true }), {
-      minLength: 9,
-      maxLength: 9,
-    }),
-    (input, speeds) => {
-      const current = quotaPolicy(input).placement;
-      const speed = new Float64Array(speeds).subarray(0, input.topology.ranks);
-      const shares = resplit({ ...input, current, objective: { speed } });
-      for (let layer = 0; layer < current.layers; layer++) {
-        const ranks = { active: input.active!, speed };
-        const best = bestSplit(input.load, current, layer, ranks);
-        const tokens = rankTokens(
-          input.load,
-          { placement: current, shares },
-          layer,
-        );
-        const most = Math.max(...tokens.map((sum, i) => sum / speed[i]!));
-        assertAlmostEquals(most, best, best * 1e-7);
-      }
-    },
-  ));
-});
-
-Deno.test("resplit() refuses a placement with an expert on inactive ranks only", () => {
-  assertThrows(
-    () =>
-      resplit({
-        load: new Float64Array([1, 2]),
-        experts: 2,
-        topology: Topology.uniform({ ranks: 2, nodes: 1 }),
-        slotsPerRank: 2,
-        active: [0],
-        current: Placement.from([[0, -1, 1, 0]], { ranks: 2 }),
-      }),
-    RangeError,
-    "Cannot split tokens: expert 1 of layer 0 is on no active rank",
-  );
 });

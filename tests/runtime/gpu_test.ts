@@ -192,7 +192,7 @@ for (const world of [nccl, pull, eight]) {
         { name: "s", dtype: "U8", shape: [512] },
       ]);
       const { transport, ranks } = world;
-      const sizes = { layers: 40, ranks, slotsPerRank: 4, experts: 6 };
+      const sizes = { layers: 60, ranks, slotsPerRank: 8, experts: 6 };
       const random = new SeededRandom(3);
       let placement = Placement.contiguous(sizes);
       const weights = await fill(placement, onGpu, large);
@@ -207,12 +207,15 @@ for (const world of [nccl, pull, eight]) {
         });
         const to = Placement.random({ ...sizes, seed: round });
         const controller = new AbortController();
-        const timer = setTimeout(() => controller.abort(), 1 + random.below(8));
+        const timer = setTimeout(
+          () => controller.abort(),
+          1 + random.below(12),
+        );
         try {
           await engine.rearrange(to, { signal: controller.signal });
         } catch (error) {
           assert(error instanceof RearrangeError, String(error));
-          if (error.committedLayers > 0 && error.committedLayers < 40) partly++;
+          if (error.committedLayers > 0 && error.committedLayers < 60) partly++;
         }
         clearTimeout(timer);
         placement = engine.placement;
