@@ -222,7 +222,10 @@ export class SlotMoves {
     }
   }
 
-  /** Tries copies of the source's experts in one slot. */
+  /**
+   * Tries copies of the source's experts in one slot. The rank holds none of them: if it did, the
+   * flow would have filled its room.
+   */
   #tryCopy(
     slot: number,
     bounds: {
@@ -242,7 +245,6 @@ export class SlotMoves {
       const most = Math.min(weighs, excess, room) - homeless;
       if (most < this.#gain * (1 - ALIKE)) return;
       const expert = layer.expertAt[from]!;
-      if (layer.holds(rank, expert)) continue;
       if (this.#isAhead(slot, layer.primary[expert]!)) continue;
       const ratio = layer.weightOn(rank, expert) / layer.weight[from]!;
       const taken = Math.min(weighs, excess, room / ratio);
@@ -269,7 +271,6 @@ export class SlotMoves {
       if (primary[expert] !== from) continue;
       // Redundant copies stay on the node of their primary.
       if (!near && copies[expert]! > 1) continue;
-      if (layer.holds(rank, expert)) continue;
       const firstCopy = this.#firstCopy(expert);
       for (let slot = end - slotsPerRank; slot < end; slot++) {
         const other = expertAt[slot]!;

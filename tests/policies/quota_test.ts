@@ -18,6 +18,7 @@ import {
   inputs,
   movedSlots,
   rankLoads,
+  renumber,
   testContract,
 } from "./_contract.ts";
 
@@ -279,15 +280,67 @@ Deno.test("quotaPolicy() exchanges primaries where there is no redundant slot", 
 });
 
 Deno.test("quotaPolicy() prefers the node of the primary for a copy", () => {
-  // Rank 0 has 120 tokens, ranks 1 and 3 have 40: rank 1 is on its node.
+  // Rank 0 has 120 tokens; rank 1 is on its node, rank 3 is not and has a little more room.
   const { placement } = quotaPolicy({
-    load: new Float64Array([120, 40, 60, 40]),
+    load: new Float64Array([120, 45, 60, 35]),
     experts: 4,
     topology: Topology.uniform({ ranks: 4, nodes: 2 }),
     slotsPerRank: 2,
     current: Placement.from([[0, -1, 1, -1, 2, -1, 3, -1]], { ranks: 4 }),
   }, { noise: 0, maxMoves: 1 });
   assertEquals(rowOf(placement, 0), [0, -1, 1, 0, 2, -1, 3, -1]);
+});
+
+Deno.test("quotaPolicy() takes a copy on another node where that gains much more", () => {
+  const { placement } = quotaPolicy({
+    load: new Float64Array([120, 65, 60, 15]),
+    experts: 4,
+    topology: Topology.uniform({ ranks: 4, nodes: 2 }),
+    slotsPerRank: 2,
+    current: Placement.from([[0, -1, 1, -1, 2, -1, 3, -1]], { ranks: 4 }),
+  }, { noise: 0, maxMoves: 1 });
+  assertEquals(rowOf(placement, 0), [0, -1, 1, -1, 2, -1, 3, 0]);
+});
+
+Deno.test("quotaPolicy() puts no copy ahead of its primary", () => {
+  // The free slot comes first on its rank, the primary second: the copy would be taken for it.
+  const { placement } = quotaPolicy({
+    load: new Float64Array([100, 20, 0]),
+    experts: 3,
+    topology: Topology.uniform({ ranks: 2, nodes: 1 }),
+    slotsPerRank: 2,
+    current: Placement.from([[2, 0, -1, 1]], { ranks: 2 }),
+  }, { noise: 0, maxMoves: 1 });
+  assertEquals(rowOf(placement, 0), [2, 0, -1, 1]);
+});
+
+Deno.test("quotaPolicy() moves nothing in vain where one expert is too much for any rank", () => {
+  // No rank can do with less than 100. Rank 1 is above the mean of 70 too, but below that.
+  const current = Placement.from([[0, 1, 2, 3, 4, 5, 6, 7]], { ranks: 4 });
+  const input = {
+    load: new Float64Array([100, 40, 60, 20, 30, 10, 20, 0]),
+    experts: 8,
+    topology: Topology.uniform({ ranks: 4, nodes: 1 }),
+    slotsPerRank: 2,
+    current,
+  };
+  const plan = quotaPolicy(input, { noise: 0 });
+  assertEquals(busiest(input, plan, 0), 100);
+  assertEquals(movedSlots(current, plan.placement), 2);
+});
+
+Deno.test("quotaPolicy() decides ties alike whatever the numbers of a node's ranks", () => {
+  const random = new SeededRandom(2);
+  fc.assert(
+    fc.property(inputs, (input) => {
+      const other = renumber(input, random);
+      const expected = imbalances(input, quotaPolicy(input));
+      imbalances(other, quotaPolicy(other)).forEach((value, layer) =>
+        assertAlmostEquals(value, expected[layer]!, 1e-9)
+      );
+    }),
+    { numRuns: 1000 },
+  );
 });
 
 Deno.test("quotaPolicy() keeps experts of a group, and their copies, on one node at first", () => {
@@ -327,15 +380,42 @@ Deno.test("quotaPolicy() keeps to a number of redundant slots", () => {
 });
 
 Deno.test("quotaPolicy() gives redundant slots to the layers that need them", () => {
-  // Layer 0 is even; in layer 1, one expert has two thirds of the tokens.
-  const { placement } = quotaPolicy({
-    load: new Float64Array([100, 100, 100, 100, 600, 100, 100, 100]),
+  // Of 900, 900 and 800 tokens of a layer, one expert has 600, 300 and 200.
+  const job = {
+    load: new Float64Array([
+      ...[600, 100, 100, 100],
+      ...[300, 290, 290, 20],
+      ...[200, 200, 200, 200],
+    ]),
     experts: 4,
     topology: Topology.uniform({ ranks: 2, nodes: 1 }),
     slotsPerRank: 3,
-  }, { redundantSlots: 1 });
-  assertEquals(count(rowOf(placement, 0), -1), 2);
-  assertEquals(count(rowOf(placement, 1), 0), 2);
+  };
+  const redundant = (redundantSlots: number) => {
+    const { placement } = quotaPolicy(job, { redundantSlots });
+    return [0, 1, 2].map((layer) => 2 - count(rowOf(placement, layer), -1));
+  };
+  assertEquals(redundant(0), [0, 0, 0]);
+  assertEquals(redundant(1), [1, 0, 0]);
+  assertEquals(redundant(2), [1, 1, 0]);
+});
+
+Deno.test("quotaPolicy() restores lost experts on the lightest ranks, hottest first", () => {
+  // Ranks 0 to 2 have 50, 20 and 30 tokens left.
+  const { placement } = quotaPolicy({
+    load: new Float64Array([50, 20, 30, 25, 5]),
+    experts: 5,
+    topology: Topology.uniform({ ranks: 4, nodes: 1 }),
+    slotsPerRank: 3,
+    active: [0, 1, 2],
+    current: Placement.from([[0, -1, -1, 1, 0, -1, 2, -1, -1, 3, 4, -1]], {
+      ranks: 4,
+    }),
+  }, { maxMoves: 0 });
+  assertEquals(
+    rowOf(placement, 0),
+    [0, -1, -1, 1, 0, 3, 2, 4, -1, -1, -1, -1],
+  );
 });
 
 Deno.test("quotaPolicy() restores the experts of a rank that is gone", () => {
