@@ -62,7 +62,8 @@ export interface QuotaOptions {
  *    first that takes most from ranks that have too much: in empty slots and over redundant copies
  *    that carry less than that. Where it gains more for each slot that moves, two primaries change
  *    places. After every move, the split is made anew.
- * 3. If the target cannot be reached, the lowest threshold that can be is found by bisection.
+ * 3. If the target cannot be reached, what was reached becomes the threshold, and moves are looked
+ *    for anew, so that none is made in vain.
  *
  * Without a current placement, primaries are packed with equal numbers on all ranks, the hottest
  * experts get the redundant slots, and each expert stays on one node (each of the `groups`, if

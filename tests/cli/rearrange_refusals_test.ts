@@ -131,7 +131,7 @@ for (
     {
       args: ["--shape", "gpt"],
       message: "--shape must be one of deepseek-r1, qwen3-235b, " +
-        'mixtral-8x7b, tiny: it is "gpt"',
+        'mixtral-8x7b, fine-grained, tiny: it is "gpt"',
     },
   ]
 ) {

@@ -67,7 +67,7 @@ Deno.test("modelShape() refuses what it cannot size", () => {
     [
       "gpt-2",
       {},
-      'Cannot size model "gpt-2": known are deepseek-r1, qwen3-235b, mixtral-8x7b, tiny',
+      'Cannot size model "gpt-2": known are deepseek-r1, qwen3-235b, mixtral-8x7b, fine-grained, tiny',
     ],
     [
       "qwen3-235b",
