@@ -4,7 +4,7 @@
  * @module
  */
 import { checkInteger } from "./_check.ts";
-import { balancedness } from "./metrics.ts";
+import { type Imbalance, imbalance } from "./metrics.ts";
 import { planMigration } from "./migration/plan.ts";
 import { lowerBoundSeconds, traffic } from "./migration/traffic.ts";
 import { Placement } from "./placement.ts";
@@ -170,7 +170,8 @@ class Replay {
       staleMean: stale.mean,
       mean: end.mean,
       max: end.max,
-      movedSlotsPerLayer: totals.moved / Math.max(1, end.layers),
+      movedSlotsPerLayer: totals.moved /
+        Math.max(1, countMoe(phase.load, this.#options.experts)),
       busiestBytes: totals.bytes,
       planMilliseconds: totals.plan,
       estimatedMoveMilliseconds: Number.isNaN(totals.seconds)
@@ -217,23 +218,20 @@ class Replay {
     this.#placed = true;
   }
 
-  /** Max ÷ mean rank load over the layers that have any load. */
-  #imbalance(
-    load: Float64Array,
-  ): { mean: number; max: number; layers: number } {
-    const { experts } = this.#options;
+  #imbalance(load: Float64Array): Imbalance {
     const options = this.#shares === undefined ? {} : { shares: this.#shares };
-    const balance = balancedness(load, this.#placement, options).layers;
-    let [sum, max, layers] = [0, 1, 0];
-    for (let layer = 0; layer < balance.length; layer++) {
-      const row = load.subarray(layer * experts, (layer + 1) * experts);
-      if (row.every((tokens) => tokens === 0)) continue;
-      sum += 1 / balance[layer]!;
-      max = Math.max(max, 1 / balance[layer]!);
-      layers++;
-    }
-    return { mean: layers === 0 ? 1 : sum / layers, max, layers };
+    return imbalance(load, this.#placement, options);
   }
+}
+
+/** Layers that have any load. */
+function countMoe(load: Float64Array, experts: number): number {
+  let layers = 0;
+  for (let begin = 0; begin < load.length; begin += experts) {
+    const row = load.subarray(begin, begin + experts);
+    if (row.some((tokens) => tokens > 0)) layers++;
+  }
+  return layers;
 }
 
 /** Slots of the new placement that hold another expert than before. */

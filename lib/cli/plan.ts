@@ -1,4 +1,5 @@
 import { readLoad, totalLoad } from "../load/files.ts";
+import { type Imbalance, imbalance } from "../metrics.ts";
 import { Placement } from "../placement.ts";
 import { policies } from "../policies/registry.ts";
 import { type GateDecision, gatePlan } from "../policies/gate.ts";
@@ -88,8 +89,13 @@ export const plan: Command = {
     const gate = readGate(flags);
     const decided = gate === undefined ? wanted : gatePlan(input, wanted, gate);
     const planSeconds = (performance.now() - start) / 1e3;
-    const layers = layersOf(input, decided);
-    const report = makeReport(input, { decided, layers, planSeconds });
+    const measured = imbalance(input.load, decided.placement, {
+      shares: decided.shares,
+      topology: input.topology,
+      ...(input.active === undefined ? {} : { active: input.active }),
+    });
+    const layers = layersOf(input, decided, measured);
+    const report = makeReport(input, { decided, measured, planSeconds });
     terminal.print(
       flags.has("json")
         ? JSON.stringify(report)
@@ -141,15 +147,17 @@ function decisionsOf(decided: PolicyPlan): readonly GateDecision[] | undefined {
   return (decided as { decisions?: readonly GateDecision[] }).decisions;
 }
 
-function layersOf(input: PolicyInput, decided: PolicyPlan): LayerPlan[] {
-  const { load, experts, current, topology } = input;
+function layersOf(
+  input: PolicyInput,
+  decided: PolicyPlan,
+  measured: Imbalance,
+): LayerPlan[] {
+  const { load, experts, current } = input;
   const { placement, shares } = decided;
   const { slots, physicalToLogical } = placement;
-  const active = input.active?.length ?? topology.ranks;
   const rows: LayerPlan[] = [];
   for (let layer = 0; layer < placement.layers; layer++) {
     const loads = rankLoads(load, { placement, shares, layer });
-    const total = loads.reduce((sum, tokens) => sum + tokens, 0);
     const row = load.subarray(layer * experts, (layer + 1) * experts);
     if (row.every((tokens) => tokens === 0)) continue;
     let moved = 0;
@@ -157,9 +165,15 @@ function layersOf(input: PolicyInput, decided: PolicyPlan): LayerPlan[] {
       const expert = physicalToLogical[i]!;
       if (expert >= 0 && expert !== current?.physicalToLogical[i]) moved++;
     }
-    const imbalance = Math.max(...loads) / (total / active);
     const reason = decisionsOf(decided)?.[layer]?.reason ?? "";
-    rows.push({ layer, imbalance, moved, reason, heat: heatRow(loads) });
+    const heat = heatRow(loads);
+    rows.push({
+      layer,
+      imbalance: measured.layers[layer]!,
+      moved,
+      reason,
+      heat,
+    });
   }
   return rows;
 }
@@ -168,25 +182,20 @@ function makeReport(
   input: PolicyInput,
   done: {
     readonly decided: PolicyPlan;
-    readonly layers: readonly LayerPlan[];
+    readonly measured: Imbalance;
     readonly planSeconds: number;
   },
 ): PlanReport {
-  const { decided: { placement, shares }, layers, planSeconds } = done;
+  const { decided: { placement, shares }, measured, planSeconds } = done;
   const { slots } = placement;
   const decisions = decisionsOf(done.decided);
-  const values = layers.map(({ imbalance }) => imbalance);
-  const sum = values.reduce((total, value) => total + value, 0);
   return {
     ...placement.toJSON(),
     replica_shares: Array.from(
       { length: placement.layers },
       (_, layer) => [...shares.subarray(layer * slots, (layer + 1) * slots)],
     ),
-    imbalance: {
-      mean: values.length === 0 ? 1 : sum / values.length,
-      max: Math.max(1, ...values),
-    },
+    imbalance: { mean: measured.mean, max: measured.max },
     movedSlots: input.current === undefined
       ? null
       : movedSlots(input.current, placement),

@@ -16,6 +16,9 @@ const ACROSS_NODES = 1 / 2;
 /** What a gain counts if two slots move for it. */
 const TWO_SLOTS = 1 / 2;
 
+/** Ranks that are looked at for each move, those with most to relieve, if there is any. */
+const SOURCES = 16;
+
 /** Gains closer than this part of them are alike. */
 const ALIKE = 1e-6;
 
@@ -139,7 +142,10 @@ export class SlotMoves {
     this.#source = NONE;
     this.#excess = Infinity;
     // From the highest excess down, as no move gains more than its source has.
-    while (this.#nextSource()) this.#relieveSource();
+    for (let tried = 0; this.#nextSource(); tried++) {
+      if (tried >= SOURCES && this.#from !== NONE) break;
+      this.#relieveSource();
+    }
     return this.#from !== NONE;
   }
 
@@ -210,15 +216,16 @@ export class SlotMoves {
       const expert = expertAt[slot]!;
       if (expert < 0) {
         this.#tryCopy(slot, { excess: this.#excess, room, homeless: 0 });
-      } else if (primary[expert] !== slot) {
-        const homeless = this.#homeless(slot);
-        const back = rankOf[primary[expert]!] === this.#source ? homeless : 0;
-        this.#tryCopy(slot, {
-          excess: this.#excess + back,
-          room: room + this.#weighs(slot),
-          homeless,
-        });
+        continue;
       }
+      if (primary[expert] === slot) continue;
+      const freed = room + this.#weighs(slot);
+      const most = Math.min(this.#excess, freed);
+      if (most < this.#gain * (1 - ALIKE)) continue;
+      const homeless = this.#homeless(slot);
+      const back = rankOf[primary[expert]!] === this.#source ? homeless : 0;
+      const excess = this.#excess + back;
+      this.#tryCopy(slot, { excess, room: freed, homeless });
     }
   }
 
@@ -245,7 +252,6 @@ export class SlotMoves {
       const most = Math.min(weighs, excess, room) - homeless;
       if (most < this.#gain * (1 - ALIKE)) return;
       const expert = layer.expertAt[from]!;
-      if (this.#isAhead(slot, layer.primary[expert]!)) continue;
       const ratio = layer.weightOn(rank, expert) / layer.weight[from]!;
       const taken = Math.min(weighs, excess, room / ratio);
       const home = layer.nodeAt[layer.rankOf[layer.primary[expert]!]!];
@@ -271,7 +277,6 @@ export class SlotMoves {
       if (primary[expert] !== from) continue;
       // Redundant copies stay on the node of their primary.
       if (!near && copies[expert]! > 1) continue;
-      const firstCopy = this.#firstCopy(expert);
       for (let slot = end - slotsPerRank; slot < end; slot++) {
         const other = expertAt[slot]!;
         if (other < 0 || primary[other] !== slot) continue;
@@ -279,34 +284,14 @@ export class SlotMoves {
         const gain = factor * (this.#excess -
           Math.max(0, this.#excess - shift) - Math.max(0, shift - room));
         if (!(gain > this.#gain * (1 + ALIKE))) continue;
-        if (firstCopy !== NONE && this.#isAhead(firstCopy, slot)) continue;
         if (copies[other]! > 1) {
           if (!near || layer.holds(this.#source, other)) continue;
-          if (this.#isAhead(this.#firstCopy(other), from)) continue;
         }
         const moves = this.#movesOf(from, other) + this.#movesOf(slot, expert);
         if (!this.#mayMove(moves)) continue;
         this.#keep(from, slot, { gain, dropped: Infinity, exchange: true });
       }
     }
-  }
-
-  /** Tells whether a slot comes before another on their ranks: then it would become primary. */
-  #isAhead(slot: number, primary: number): boolean {
-    const { slotsPerRank } = this.#layer;
-    return slot % slotsPerRank < primary % slotsPerRank;
-  }
-
-  /** The redundant copy of an expert that comes first on its rank, -1 if there is none. */
-  #firstCopy(expert: number): number {
-    const { firstSlot, nextSlot, primary } = this.#layer;
-    let first = NONE;
-    let slot = firstSlot[expert]!;
-    for (; slot !== NONE; slot = nextSlot[slot]!) {
-      if (slot === primary[expert]) continue;
-      if (first === NONE || this.#isAhead(slot, first)) first = slot;
-    }
-    return first;
   }
 
   /** What would be left of the work of a redundant copy if others took what they have room for. */
