@@ -94,7 +94,7 @@ export const plan: Command = {
       topology: input.topology,
       ...(input.active === undefined ? {} : { active: input.active }),
     });
-    const layers = layersOf(input, decided, measured);
+    const layers = layersOf(input, { decided, measured });
     const report = makeReport(input, { decided, measured, planSeconds });
     terminal.print(
       flags.has("json")
@@ -149,9 +149,9 @@ function decisionsOf(decided: PolicyPlan): readonly GateDecision[] | undefined {
 
 function layersOf(
   input: PolicyInput,
-  decided: PolicyPlan,
-  measured: Imbalance,
+  done: { readonly decided: PolicyPlan; readonly measured: Imbalance },
 ): LayerPlan[] {
+  const { decided, measured } = done;
   const { load, experts, current } = input;
   const { placement, shares } = decided;
   const { slots, physicalToLogical } = placement;
