@@ -7,6 +7,12 @@ import type { PolicyJob } from "./_job.ts";
 import type { RankObjective } from "./_rank_cost.ts";
 import { Tournament } from "./_tournament.ts";
 
+/** Bits of the float32 above all finite ones. */
+const INFINITY_BITS = 0x7f800000;
+
+/** More than the places of any list; times the bits of a float32, still exact in a float64. */
+const PLACES = 2 ** 21;
+
 /** Active ranks of one node, and how many of the items that are packed onto nodes it takes. */
 interface Node {
   readonly ranks: Int32Array;
@@ -95,7 +101,7 @@ export class FirstPlacement {
     const members: number[][] = this.#nodes.map(() => []);
     const lightest = new Tournament(this.#nodes.length);
     const room = Int32Array.from(this.#nodes, (node) => node.items);
-    for (const item of heaviestFirst(items.keys(), items)) {
+    for (const item of heaviestFirst([...items.keys()], items)) {
       const node = lightest.first;
       for (let i = 0; i < size; i++) members[node]!.push(item * size + i);
       lightest.values[node]! += items[item]! / this.#nodes[node]!.speed;
@@ -108,7 +114,7 @@ export class FirstPlacement {
   #placeNode(row: Int32Array, node: Node, members: readonly number[]): void {
     if (members.length === 0) return;
     this.#replicate(node, members);
-    const order = heaviestFirst(members.values(), this.#part);
+    const order = heaviestFirst(members, this.#part);
     const home = this.#packPrimaries(row, node, order);
     if (!this.#fills) return;
     this.#packRedundant(row, node, { order, home });
@@ -223,12 +229,29 @@ export class FirstPlacement {
   }
 }
 
-/** Items in descending order of their weight, ties by number. */
+/**
+ * Items in descending order of their weight as a float32; ties stay in order.
+ *
+ * Weight and place become one number, because sorting without a comparator is many times faster.
+ * The bits of non-negative float32 values are in the order of the values.
+ */
 function heaviestFirst(
-  items: Iterable<number>,
+  items: readonly number[],
   weight: Float64Array,
 ): number[] {
-  return [...items].sort((a, b) => weight[b]! - weight[a]! || a - b);
+  const weights = new Float32Array(items.length);
+  for (let i = 0; i < weights.length; i++) weights[i] = weight[items[i]!]!;
+  const bits = new Uint32Array(weights.buffer);
+  const keys = new Float64Array(items.length);
+  for (let i = 0; i < keys.length; i++) {
+    keys[i] = (INFINITY_BITS - bits[i]!) * PLACES + i;
+  }
+  keys.sort();
+  const sorted: number[] = [];
+  for (const key of keys) {
+    sorted.push(items[key - Math.floor(key / PLACES) * PLACES]!);
+  }
+  return sorted;
 }
 
 /** Groups stay together if each node can take as many of them as its part of the ranks. */

@@ -17,7 +17,7 @@ const ACROSS_NODES = 1 / 2;
 const TWO_SLOTS = 1 / 2;
 
 /** Ranks that are looked at for each move, those with most to relieve, if there is any. */
-const SOURCES = 8;
+const SOURCES = 4;
 
 /** Gains closer than this part of them are alike. */
 const ALIKE = 1e-6;

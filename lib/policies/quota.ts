@@ -69,10 +69,12 @@ export interface QuotaOptions {
  * experts get the redundant slots, and each expert stays on one node (each of the `groups`, if
  * they divide evenly over the nodes). Later copies prefer the node of their primary.
  *
- * The primary of an expert is its copy in the lowest place among the slots of its rank. Redundant
- * experts are put behind primaries on each rank, so primaries stay what they are. The plan depends
- * on the load and the current placement alone, and planning again on the same load from a result
- * that `maxMoves` did not cut short moves nothing.
+ * The primary of an expert is its copy in the lowest place among the slots of its rank. Here each
+ * rank has its redundant experts behind its primaries, so primaries stay what they are; in a
+ * placement made elsewhere, a new copy may come first and be the primary from then on.
+ *
+ * The plan depends on the load and the current placement alone, and planning again on the same
+ * load from a result that `maxMoves` did not cut short moves nothing.
  *
  * With `expertCost`, an expert counts as activated once while moves are looked for; then copies
  * that carry little give it to others. With `crossNodeCost`, the split is not quite the best, but

@@ -302,18 +302,6 @@ Deno.test("quotaPolicy() takes a copy on another node where that gains much more
   assertEquals(rowOf(placement, 0), [0, -1, 1, -1, 2, -1, 3, 0]);
 });
 
-Deno.test("quotaPolicy() puts no copy ahead of its primary", () => {
-  // The free slot comes first on its rank, the primary second: the copy would be taken for it.
-  const { placement } = quotaPolicy({
-    load: new Float64Array([100, 20, 0]),
-    experts: 3,
-    topology: Topology.uniform({ ranks: 2, nodes: 1 }),
-    slotsPerRank: 2,
-    current: Placement.from([[2, 0, -1, 1]], { ranks: 2 }),
-  }, { noise: 0, maxMoves: 1 });
-  assertEquals(rowOf(placement, 0), [2, 0, -1, 1]);
-});
-
 Deno.test("quotaPolicy() moves nothing in vain where one expert is too much for any rank", () => {
   // No rank can do with less than 100. Rank 1 is above the mean of 70 too, but below that.
   const current = Placement.from([[0, 1, 2, 3, 4, 5, 6, 7]], { ranks: 4 });
