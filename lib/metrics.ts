@@ -199,7 +199,7 @@ function checkRanks(
 }
 
 /** Tokens of each rank in one layer, [ranks]. */
-function rankLoads(
+export function rankLoads(
   load: Float64Array | Int32Array,
   placement: Placement,
   options: {

@@ -11,6 +11,7 @@ import { Placement } from "./placement.ts";
 import type { Policy, PolicyInput, PolicyPlan } from "./policies/policy.ts";
 import { SeededRandom } from "./random.ts";
 import type { Topology } from "./topology.ts";
+import { modelShape } from "./weights/shapes.ts";
 import { drawMultinomial } from "./_multinomial.ts";
 
 /** One workload of a replay. */
@@ -36,7 +37,7 @@ export interface SimulateOptions {
   /**
    * Bytes of one expert, for the estimated time of moves.
    *
-   * @default {44_083_200, an expert of DeepSeek-R1 in FP8}
+   * @default {44_050_944, an expert of DeepSeek-R1 in FP8}
    */
   readonly expertBytes?: number;
   /**
@@ -81,7 +82,8 @@ export interface PhaseResult {
 }
 
 /** Bytes of an expert of DeepSeek-R1 in FP8: w13, w2 and their scales. */
-export const EXPERT_BYTES: number = 3 * 7168 * 2048 + 4 * (32 * 56 + 56 * 16);
+export const EXPERT_BYTES: number =
+  modelShape("deepseek-r1").layout.expertBytes;
 
 /**
  * Replays phases in order, and rebalances as the policy and the gate say.

@@ -1,5 +1,5 @@
 import { readLoad, totalLoad } from "../load/files.ts";
-import { type Imbalance, imbalance } from "../metrics.ts";
+import { type Imbalance, imbalance, rankLoads } from "../metrics.ts";
 import { Placement } from "../placement.ts";
 import { policies } from "../policies/registry.ts";
 import { type GateDecision, gatePlan } from "../policies/gate.ts";
@@ -8,7 +8,7 @@ import { formatSeconds, formatTable } from "../report/table.ts";
 import { movedSlots } from "../simulate.ts";
 import { type Command, EXIT, UsageError } from "./command.ts";
 import type { Flags } from "./flags.ts";
-import { heatRow, rankLoads } from "./plan/heat_map.ts";
+import { heatRow } from "./plan/heat_map.ts";
 import {
   GATE_FLAGS,
   POLICY_NAMES,
@@ -157,7 +157,7 @@ function layersOf(
   const { slots, physicalToLogical } = placement;
   const rows: LayerPlan[] = [];
   for (let layer = 0; layer < placement.layers; layer++) {
-    const loads = rankLoads(load, { placement, shares, layer });
+    const loads = rankLoads(load, placement, { layer, shares });
     const row = load.subarray(layer * experts, (layer + 1) * experts);
     if (row.every((tokens) => tokens === 0)) continue;
     let moved = 0;

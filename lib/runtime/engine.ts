@@ -1,3 +1,4 @@
+import { DEFAULT_TIMEOUT } from "../cluster/wait.ts";
 import { lowerBoundSeconds, traffic } from "../migration/traffic.ts";
 import { NativeEngine, type TransportName } from "../native/engine.ts";
 import { Placement } from "../placement.ts";
@@ -6,7 +7,6 @@ import { PlanMismatchError, RearrangeError } from "./errors.ts";
 import { checkFit, chooseTransport } from "./fit.ts";
 import { committedLayers, type Move, planMove, SMALL_BYTES } from "./move.ts";
 import {
-  DEFAULT_TIMEOUT,
   type EngineOptions,
   type RearrangeOptions,
   type RearrangeResult,

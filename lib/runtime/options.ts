@@ -10,9 +10,6 @@ import type { Topology } from "../topology.ts";
 import type { Mismatch } from "./canary.ts";
 import type { StagingOptions } from "./staging.ts";
 
-/** Default limit of every wait for another rank, in milliseconds. */
-export const DEFAULT_TIMEOUT = 60_000;
-
 /** Options of {@linkcode Engine.connect}. */
 export interface EngineOptions {
   /** The native library. */
