@@ -6,10 +6,10 @@ import { compareDigests, type Digests, takeDigests } from "./canary.ts";
 import { PlanMismatchError, RearrangeError } from "./errors.ts";
 import { checkFit, chooseTransport } from "./fit.ts";
 import { committedLayers, type Move, planMove, SMALL_BYTES } from "./move.ts";
-import {
-  type EngineOptions,
-  type RearrangeOptions,
-  type RearrangeResult,
+import type {
+  EngineOptions,
+  RearrangeOptions,
+  RearrangeResult,
 } from "./options.ts";
 import { type Staging, stagingFor } from "./staging.ts";
 import { abortable, messageOf, rankOf } from "./waiting.ts";
