@@ -182,20 +182,20 @@ export {
   loadExperts,
   type LoadExpertsOptions,
   saveExperts,
-} from "./lib/runtime/checkpoint.ts";
-export { Engine } from "./lib/runtime/engine.ts";
+} from "./lib/engine/checkpoint.ts";
+export { Engine } from "./lib/engine/engine.ts";
 export {
   PlanMismatchError,
   RearrangeError,
   type RearrangeFailure,
-} from "./lib/runtime/errors.ts";
+} from "./lib/engine/errors.ts";
 export {
   type EngineOptions,
   type RearrangeOptions,
   type RearrangeResult,
-} from "./lib/runtime/options.ts";
-export { type Mismatch } from "./lib/runtime/canary.ts";
-export { type StagingOptions } from "./lib/runtime/staging.ts";
+} from "./lib/engine/options.ts";
+export { type Mismatch } from "./lib/engine/canary.ts";
+export { type StagingOptions } from "./lib/engine/staging.ts";
 export {
   movedSlots,
   type PhaseResult,

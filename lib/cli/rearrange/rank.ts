@@ -4,7 +4,7 @@ import type { RankIdentity } from "../../cluster/identity.ts";
 import { StoreClient } from "../../cluster/store_client.ts";
 import { StoreServer } from "../../cluster/store_server.ts";
 import { NativeLibrary } from "../../native/library.ts";
-import { messageOf } from "../../runtime/waiting.ts";
+import { messageOf } from "../../engine/waiting.ts";
 import { UsageError } from "../command.ts";
 import type { Flags } from "../flags.ts";
 import type { Terminal } from "../terminal.ts";

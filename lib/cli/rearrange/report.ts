@@ -6,7 +6,7 @@ import {
   formatSeconds,
   formatTable,
 } from "../../report/table.ts";
-import type { Mismatch } from "../../runtime/canary.ts";
+import type { Mismatch } from "../../engine/canary.ts";
 import type { Job, JobOutcome } from "./job.ts";
 
 /** How many mismatches are listed one by one. */

@@ -2,7 +2,7 @@
 
 import type { ExpertWeights } from "../../native/weights.ts";
 import type { Placement } from "../../placement.ts";
-import { loadExperts } from "../../runtime/checkpoint.ts";
+import { loadExperts } from "../../engine/checkpoint.ts";
 import { openCheckpoint } from "../../weights/checkpoint.ts";
 import type { ExpertLayout } from "../../weights/layout.ts";
 import { type ModelName, modelShape } from "../../weights/shapes.ts";

@@ -8,8 +8,8 @@ import type { TransportName } from "../../lib/native/engine.ts";
 import { NativeLibrary } from "../../lib/native/library.ts";
 import { ExpertWeights } from "../../lib/native/weights.ts";
 import { Placement } from "../../lib/placement.ts";
-import { Engine } from "../../lib/runtime/engine.ts";
-import { RearrangeError } from "../../lib/runtime/errors.ts";
+import { Engine } from "../../lib/engine/engine.ts";
+import { RearrangeError } from "../../lib/engine/errors.ts";
 import { Topology } from "../../lib/topology.ts";
 import { ExpertLayout } from "../../lib/weights/layout.ts";
 

@@ -3,7 +3,7 @@
 
 import { assertEquals } from "@std/assert";
 import { Placement } from "../../lib/placement.ts";
-import { Engine } from "../../lib/runtime/engine.ts";
+import { Engine } from "../../lib/engine/engine.ts";
 import { Topology } from "../../lib/topology.ts";
 import { Ledger } from "./_ledger.ts";
 

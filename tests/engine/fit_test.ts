@@ -1,6 +1,6 @@
 import { assertEquals, assertThrows } from "@std/assert";
-import { chooseTransport } from "../../lib/runtime/fit.ts";
-import type { EngineOptions } from "../../lib/runtime/options.ts";
+import { chooseTransport } from "../../lib/engine/fit.ts";
+import type { EngineOptions } from "../../lib/engine/options.ts";
 import { Topology } from "../../lib/topology.ts";
 
 /** Options of which only devices, nodes and transport matter. */

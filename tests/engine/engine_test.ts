@@ -7,9 +7,9 @@ import {
 import { EplbError } from "../../lib/native/errors.ts";
 import { ExpertWeights } from "../../lib/native/weights.ts";
 import { Placement } from "../../lib/placement.ts";
-import { Engine } from "../../lib/runtime/engine.ts";
-import { RearrangeError } from "../../lib/runtime/errors.ts";
-import type { EngineOptions } from "../../lib/runtime/options.ts";
+import { Engine } from "../../lib/engine/engine.ts";
+import { RearrangeError } from "../../lib/engine/errors.ts";
+import type { EngineOptions } from "../../lib/engine/options.ts";
 import { Topology } from "../../lib/topology.ts";
 import { ExpertLayout } from "../../lib/weights/layout.ts";
 import { library } from "../_native.ts";
