@@ -80,6 +80,7 @@ export {
   type Program,
   stagingCellsNeeded,
 } from "./lib/migration/program.ts";
+export { directSlots, drained } from "./lib/migration/direct.ts";
 export { OperationCode } from "./lib/migration/operation.ts";
 export { type SourceChoice } from "./lib/migration/sources.ts";
 export {

@@ -5,6 +5,9 @@
  */
 import { MigrationCase, type MigrationPlan } from "./plan.ts";
 
+/** 1 for each slot that needs no staging, [layers, slots]; undefined if all do. */
+export type DirectSlots = Uint8Array | undefined;
+
 /**
  * Counts the experts that each rank stages in each layer.
  *
@@ -12,9 +15,13 @@ import { MigrationCase, type MigrationPlan } from "./plan.ts";
  * however many slots get it.
  *
  * @param plan The plan.
+ * @param direct Slots that are written without staging.
  * @returns The counts, [layers, ranks].
  */
-export function stagedExperts(plan: MigrationPlan): Int32Array {
+export function stagedExperts(
+  plan: MigrationPlan,
+  direct?: DirectSlots,
+): Int32Array {
   const { layers, ranks, slots, slotsPerRank, cases, source } = plan;
   const staged = new Int32Array(layers * ranks);
   // 1 + the index [layers, slots] of the last slot that each slot was copied to.
@@ -23,6 +30,7 @@ export function stagedExperts(plan: MigrationPlan): Int32Array {
     const base = layer * slots;
     for (let slot = 0; slot < slots; slot++) {
       const kind = cases[base + slot]!;
+      if (direct?.[base + slot]) continue;
       if (kind === MigrationCase.sameRank) {
         const from = source[base + slot]!;
         if (copied[from]! > base) continue;
@@ -34,24 +42,37 @@ export function stagedExperts(plan: MigrationPlan): Int32Array {
   return staged;
 }
 
+/** Bounds of a batch. */
+export interface BatchLimits {
+  /** Experts that a rank can stage at once. */
+  readonly stagingCells: number;
+  /** The most layers in which something moves. */
+  readonly maxLayers: number;
+  /** Slots that are written without staging. */
+  readonly direct: DirectSlots;
+}
+
 /**
  * Packs contiguous layers into batches that fit into the staging cells of every rank.
  *
  * @param plan The plan.
- * @param stagingCells Experts that a rank can stage at once.
+ * @param limits What fits into a batch.
  * @returns First layer and one past the last layer of each batch, [batches, 2]. The batches cover
  * all layers without a gap; there are none if nothing moves.
  * @throws {RangeError} If one layer alone does not fit.
  */
 export function packLayers(
   plan: MigrationPlan,
-  stagingCells: number,
+  limits: BatchLimits,
 ): Int32Array {
   const { layers, ranks } = plan;
-  const staged = stagedExperts(plan);
-  if (staged.every((count) => count === 0)) return new Int32Array(0);
+  const { stagingCells, maxLayers, direct } = limits;
+  const staged = stagedExperts(plan, direct);
+  const moving = movingLayers(plan);
+  if (!moving.includes(1)) return new Int32Array(0);
   const inBatch = new Int32Array(ranks);
   const starts = [0];
+  let movingInBatch = 0;
   for (let layer = 0; layer < layers; layer++) {
     const ofLayer = staged.subarray(layer * ranks, (layer + 1) * ranks);
     const rank = ofLayer.findIndex((count) => count > stagingCells);
@@ -62,15 +83,29 @@ export function packLayers(
         } staging cells on rank ${rank}, there are ${stagingCells}`,
       );
     }
-    const full = ofLayer.some((count, rank) =>
-      inBatch[rank]! + count > stagingCells
-    );
+    const full = movingInBatch + moving[layer]! > maxLayers ||
+      ofLayer.some((count, rank) => inBatch[rank]! + count > stagingCells);
     if (full) {
       starts.push(layer);
-      inBatch.set(ofLayer);
-    } else ofLayer.forEach((count, rank) => inBatch[rank]! += count);
+      inBatch.fill(0);
+      movingInBatch = 0;
+    }
+    ofLayer.forEach((count, rank) => inBatch[rank]! += count);
+    movingInBatch += moving[layer]!;
   }
   return Int32Array.from(
     starts.flatMap((start, batch) => [start, starts[batch + 1] ?? layers]),
   );
+}
+
+/** 1 for each layer in which something moves, [layers]. */
+export function movingLayers(
+  { layers, slots, cases }: MigrationPlan,
+): Uint8Array {
+  const moving = new Uint8Array(layers);
+  for (let layer = 0; layer < layers; layer++) {
+    const row = cases.subarray(layer * slots, (layer + 1) * slots);
+    if (row.some((kind) => kind >= MigrationCase.sameRank)) moving[layer] = 1;
+  }
+  return moving;
 }

@@ -3,9 +3,11 @@
  *
  * @module
  */
+import type { DirectSlots } from "./_batches.ts";
 import {
   BATCH_WORDS,
   HEADER_WORDS,
+  OPERATION_DIRECT,
   OPERATION_WORDS,
   OperationCode,
   PROGRAM_MAGIC,
@@ -21,6 +23,8 @@ export interface ProgramWriterOptions {
   readonly ranks: Uint8Array;
   /** The most transfers that a rank takes part in, in one round. */
   readonly transfersPerGroup: number;
+  /** 1 for each slot that is written without staging, [layers, slots]. */
+  readonly direct: DirectSlots;
 }
 
 /**
@@ -36,6 +40,7 @@ export class ProgramWriter {
   readonly operations: Int32Array;
   readonly #plan: MigrationPlan;
   readonly #local: Uint8Array;
+  readonly #direct: DirectSlots;
   readonly #transfersPerGroup: number;
   readonly #rankOf: Int32Array;
   // Round of each transfer, [layers, slots].
@@ -55,6 +60,7 @@ export class ProgramWriter {
     const { layers, ranks, slots, slotsPerRank } = plan;
     this.#plan = plan;
     this.#local = options.ranks;
+    this.#direct = options.direct;
     this.#transfersPerGroup = options.transfersPerGroup;
     this.#rankOf = Int32Array.from(
       { length: slots },
@@ -194,9 +200,11 @@ export class ProgramWriter {
       const peer = rankOf[source[cell]!]!;
       const slot = cell - base - rank * slotsPerRank;
       const peerSlot = source[cell]! - peer * slotsPerRank;
+      const direct = this.#direct?.[cell] ? OPERATION_DIRECT : 0;
       if (kind >= MigrationCase.sameNode) {
         const round = this.#round[cell]!;
-        this.#put(batch, round, rank, receive, layer, slot, peer, peerSlot);
+        const code = receive | direct;
+        this.#put(batch, round, rank, code, layer, slot, peer, peerSlot);
         this.#put(batch, round, peer, send, layer, peerSlot, rank, slot);
       } else if (kind === MigrationCase.duplicate) {
         this.#put(batch, 0, rank, duplicate, layer, slot, rank, peerSlot);
@@ -206,7 +214,7 @@ export class ProgramWriter {
         this.#put(batch, 0, rank, duplicate, layer, slot, rank, first);
       } else {
         copied[source[cell]!] = cell + 1;
-        this.#put(batch, 0, rank, copy, layer, slot, rank, peerSlot);
+        this.#put(batch, 0, rank, copy | direct, layer, slot, rank, peerSlot);
       }
     }
   }
@@ -216,7 +224,7 @@ export class ProgramWriter {
     batch: number,
     round: number,
     rank: number,
-    code: OperationCode,
+    code: number,
     layer: number,
     slot: number,
     peer: number,

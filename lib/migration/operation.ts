@@ -39,3 +39,5 @@ export const HEADER_WORDS = 8;
 export const BATCH_WORDS = 2;
 /** Words of an operation. */
 export const OPERATION_WORDS = 8;
+/** Or-ed to the code of a receive or copy: the slot is written while its batch is staged. */
+export const OPERATION_DIRECT = 0x100;

@@ -30,6 +30,19 @@ export interface CompileProgramOptions {
    * @default {1}
    */
   readonly opsPerExpert?: number;
+  /**
+   * The most layers in which something moves in a batch, which are committed together.
+   *
+   * @default {all layers}
+   */
+  readonly maxLayersPerBatch?: number;
+  /**
+   * 1 for each slot that is written without staging, [layers, slots]: some of those that
+   * {@linkcode directSlots} finds.
+   *
+   * @default {all are staged}
+   */
+  readonly direct?: Uint8Array;
 }
 
 /** What some ranks do in a migration. It is immutable: do not write into its arrays. */
@@ -57,6 +70,7 @@ export interface Program {
  * Counts the staging cells that any program of a plan needs.
  *
  * @param plan The plan.
+ * @param direct Slots that are written without staging, [layers, slots]; default: none.
  * @returns The most experts that one rank stages in one layer; 0 if nothing moves.
  *
  * @example Usage
@@ -74,8 +88,11 @@ export interface Program {
  * assertEquals(stagingCellsNeeded(plan), 2);
  * ```
  */
-export function stagingCellsNeeded(plan: MigrationPlan): number {
-  return stagedExperts(plan).reduce((a, b) => Math.max(a, b), 0);
+export function stagingCellsNeeded(
+  plan: MigrationPlan,
+  direct?: Uint8Array,
+): number {
+  return stagedExperts(plan, direct).reduce((a, b) => Math.max(a, b), 0);
 }
 
 /**
@@ -113,20 +130,24 @@ export function compileProgram(
   plan: MigrationPlan,
   options: CompileProgramOptions,
 ): Program {
-  const { stagingCells, ranks, maxOpsPerGroup = 64, opsPerExpert = 1 } =
-    options;
+  const { stagingCells, ranks, direct } = options;
+  const { maxOpsPerGroup = 64, opsPerExpert = 1 } = options;
+  const maxLayers = options.maxLayersPerBatch ?? plan.layers;
   for (
     const [name, value] of Object.entries({
       stagingCells,
       maxOpsPerGroup,
       opsPerExpert,
+      maxLayersPerBatch: maxLayers,
     })
   ) {
     checkInteger(value, { action: "compile program", name, min: 1 });
   }
-  const batches = packLayers(plan, stagingCells);
+  checkFlags(direct, plan);
+  const batches = packLayers(plan, { stagingCells, maxLayers, direct });
   const writer = new ProgramWriter(plan, {
     batches,
+    direct,
     ranks: localFlags(ranks, plan.ranks),
     transfersPerGroup: Math.max(1, Math.floor(maxOpsPerGroup / opsPerExpert)),
   });
@@ -138,6 +159,13 @@ export function compileProgram(
     batchCount: batches.length / 2,
     operationCount: writer.operations.length / 8,
   });
+}
+
+function checkFlags(direct: Uint8Array | undefined, plan: MigrationPlan): void {
+  if (direct === undefined || direct.length === plan.cases.length) return;
+  throw new RangeError(
+    `Cannot compile program: there are ${direct.length} flags of direct slots for ${plan.cases.length} slots`,
+  );
 }
 
 // 1 for each rank whose operations are wanted, [ranks].

@@ -9,6 +9,7 @@
 // It reads the words as cpp/include/eplb.h describes them and shares no code with the compiler.
 
 const [SEND, RECEIVE, COPY, DUPLICATE] = [1, 2, 3, 4] as const;
+const DIRECT = 0x100;
 
 /** One operation, as a rank's program has it. */
 export interface Operation {
@@ -16,6 +17,8 @@ export interface Operation {
   round: number;
   rank: number;
   code: number;
+  /** Whether the slot is written at once, and not when the batch is committed. */
+  direct: boolean;
   layer: number;
   slot: number;
   peer: number;
@@ -82,7 +85,7 @@ export function parseProgram(words: Int32Array): ParsedProgram {
   }
   const operations = Array.from({ length: count! }, (_, i): Operation => {
     const at = 8 + 2 * batchCount! + 8 * i;
-    const [batch, round, rank, code, layer, slot, peer, peerSlot] = words
+    const [batch, round, rank, flagged, layer, slot, peer, peerSlot] = words
       .subarray(at, at + 8) as unknown as [
         number,
         number,
@@ -93,7 +96,8 @@ export function parseProgram(words: Int32Array): ParsedProgram {
         number,
         number,
       ];
-    return { batch, round, rank, code, layer, slot, peer, peerSlot };
+    const [code, direct] = [flagged & ~DIRECT, (flagged & DIRECT) !== 0];
+    return { batch, round, rank, code, direct, layer, slot, peer, peerSlot };
   });
   const program = {
     layers: layers!,
@@ -129,6 +133,11 @@ function checkOperation(
   rule(
     remote || code === COPY || code === DUPLICATE,
     "the code is known",
+    operation,
+  );
+  rule(
+    !operation.direct || code === RECEIVE || code === COPY,
+    "only arrivals are direct",
     operation,
   );
   rule(
@@ -226,9 +235,13 @@ export function runPrograms(input: RendezvousInput): number[][] {
 
   function stage(
     state: RankState,
-    { layer, slot }: Operation,
+    { layer, slot, direct }: Operation,
     content: number,
   ): void {
+    if (direct) {
+      state.memory[layer]![slot] = content;
+      return;
+    }
     rule(
       !state.staged.has(`${layer} ${slot}`),
       `slot ${slot} of layer ${layer} is written once`,

@@ -1,5 +1,6 @@
 // Random programs for property tests.
 import fc from "fast-check";
+import { directSlots } from "../../lib/migration/direct.ts";
 import { type MigrationPlan, planMigration } from "../../lib/migration/plan.ts";
 import {
   compileProgram,
@@ -31,12 +32,17 @@ export function tasks(bounds: ScenarioBounds): fc.Arbitrary<Task> {
     spare: fc.constantFrom(0, 1, 7, 100),
     maxOpsPerGroup: fc.constantFrom(1, 2, 3, 5, 8, 64),
     opsPerExpert: fc.constantFrom(1, 1, 2, 6),
+    maxLayersPerBatch: fc.constantFrom(1, 2, 100),
+    writeDirectly: fc.boolean(),
     seed: fc.nat(),
-  })).map(({ scenario, sources, spare, seed, ...rest }) => {
+  })).map(({ scenario, sources, spare, writeDirectly, seed, ...rest }) => {
     const { from, to, topology } = scenario;
     const plan = planMigration(from, to, { topology, sources });
-    const stagingCells = Math.max(1, stagingCellsNeeded(plan)) + spare;
-    const options = { stagingCells, ...rest };
+    const direct = writeDirectly
+      ? directSlots(plan, from)
+      : new Uint8Array(plan.cases.length);
+    const stagingCells = Math.max(1, stagingCellsNeeded(plan, direct)) + spare;
+    const options = { stagingCells, direct, ...rest };
     return { scenario, plan, options, random: new SeededRandom(seed) };
   });
 }

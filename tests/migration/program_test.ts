@@ -150,19 +150,31 @@ Deno.test("compileProgram() packs layers while they fit into every rank's stagin
       tasks({ ...BOUNDS, layers: [1, 12] }),
       ({ plan, options, scenario }) => {
         const { from, to } = scenario;
-        // Experts that each rank gets or copies, by layer.
+        const { direct, maxLayersPerBatch } = options;
+        // Experts that each rank gets or copies, by layer; but for those it writes at once.
         const staged = Array.from({ length: from.layers }, (_, layer) => {
           const old = rowsByRank(from, layer);
           return rowsByRank(to, layer).map((row, rank) =>
             new Set(
               row.filter((expert, slot) =>
-                expert >= 0 && expert !== old[rank]![slot]
+                expert >= 0 && expert !== old[rank]![slot] &&
+                !direct[layer * from.slots + rank * from.slotsPerRank + slot]
               ),
             ).size
           );
         });
-        assertEquals(stagingCellsNeeded(plan), Math.max(...staged.flat()));
+        assertEquals(
+          stagingCellsNeeded(plan, direct),
+          Math.max(...staged.flat()),
+        );
+        const changing = (first: number, end: number) =>
+          [...Array(end).keys()].slice(first).filter((layer) =>
+            staged[layer]!.some((count) => count > 0) ||
+            direct.subarray(layer * from.slots, (layer + 1) * from.slots)
+              .includes(1)
+          ).length;
         const fits = (first: number, end: number) =>
+          end - first <= maxLayersPerBatch &&
           staged[0]!.every((_, rank) =>
             staged.slice(first, end).reduce(
               (sum, layer) => sum + layer[rank]!,
@@ -180,7 +192,8 @@ Deno.test("compileProgram() packs layers while they fit into every rank's stagin
           first = end;
         }
         const { batches } = compileProgram(plan, options);
-        const moves = staged.flat().some((count) => count > 0);
+        const moves = staged.flat().some((count) => count > 0) ||
+          direct.includes(1);
         assertEquals([...batches], moves ? expected.flat() : []);
       },
     ),

@@ -127,6 +127,9 @@ Deno.test("runPrograms() catches a transfer of the wrong slot", () => {
       other.slot === send.peerSlot
     )!;
     const wrong = (send.slot + 1) % from.slotsPerRank;
+    const { direct } = task.options;
+    // What a slot holds that is written early depends on when.
+    if (direct.includes(1)) return false;
     const [right, got] = [send.slot, wrong].map((slot) =>
       content(send.layer, send.rank, slot)
     );
@@ -164,7 +167,8 @@ Deno.test("runPrograms() catches more staged experts than there are cells", () =
       ...programs.flatMap(({ operations, batches }) =>
         batches.map((_, batch) =>
           operations.filter((o) =>
-            o.batch === batch && (o.code === RECEIVE || o.code === COPY)
+            o.batch === batch && !o.direct &&
+            (o.code === RECEIVE || o.code === COPY)
           ).length
         )
       ),
@@ -177,7 +181,7 @@ Deno.test("runPrograms() catches more staged experts than there are cells", () =
 
 Deno.test("runPrograms() catches ranks that wait for each other", () => {
   // Each rank receives in its first group what the other one sends in its second.
-  const transfer = { batch: 0, layer: 0, slot: 0, peerSlot: 0 };
+  const transfer = { batch: 0, layer: 0, slot: 0, peerSlot: 0, direct: false };
   const programs = [0, 1].map((rank): ParsedProgram => ({
     layers: 1,
     slots: 1,
