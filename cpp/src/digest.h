@@ -8,11 +8,7 @@
 
 #include <cstdint>
 
-#ifdef __CUDACC__
-#define EPLB_HOST_DEVICE __host__ __device__
-#else
-#define EPLB_HOST_DEVICE
-#endif
+#include "host_device.h"
 
 namespace eplb {
 

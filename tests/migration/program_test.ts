@@ -174,7 +174,7 @@ Deno.test("compileProgram() packs layers while they fit into every rank's stagin
               .includes(1)
           ).length;
         const fits = (first: number, end: number) =>
-          end - first <= maxLayersPerBatch &&
+          changing(first, end) <= maxLayersPerBatch &&
           staged[0]!.every((_, rank) =>
             staged.slice(first, end).reduce(
               (sum, layer) => sum + layer[rank]!,
