@@ -198,7 +198,6 @@ export {
 export { type Mismatch } from "./lib/engine/canary.ts";
 export { type StagingOptions } from "./lib/engine/staging.ts";
 export {
-  movedSlots,
   type PhaseResult,
   simulate,
   type SimulateOptions,
@@ -217,4 +216,5 @@ export {
   type Imbalance,
   imbalance,
   type ImbalanceOptions,
+  movedSlots,
 } from "./lib/metrics.ts";

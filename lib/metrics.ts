@@ -175,6 +175,15 @@ export function imbalance(
   return { layers, mean: counted === 0 ? 1 : sum / counted, max };
 }
 
+/** Slots of the new placement that hold another expert than before. */
+export function movedSlots(from: Placement, to: Placement): number {
+  let moved = 0;
+  to.physicalToLogical.forEach((expert, i) => {
+    if (expert >= 0 && expert !== from.physicalToLogical[i]) moved++;
+  });
+  return moved;
+}
+
 /** The active ranks; refuses those that do not exist, and another topology. */
 function checkRanks(
   { active, topology }: ImbalanceOptions,

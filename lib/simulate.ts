@@ -4,7 +4,7 @@
  * @module
  */
 import { checkInteger } from "./_check.ts";
-import { type Imbalance, imbalance } from "./metrics.ts";
+import { type Imbalance, imbalance, movedSlots } from "./metrics.ts";
 import { planMigration } from "./migration/plan.ts";
 import { lowerBoundSeconds, traffic } from "./migration/traffic.ts";
 import { Placement } from "./placement.ts";
@@ -234,13 +234,4 @@ function countMoe(load: Float64Array, experts: number): number {
     if (row.some((tokens) => tokens > 0)) layers++;
   }
   return layers;
-}
-
-/** Slots of the new placement that hold another expert than before. */
-export function movedSlots(from: Placement, to: Placement): number {
-  let moved = 0;
-  to.physicalToLogical.forEach((expert, i) => {
-    if (expert >= 0 && expert !== from.physicalToLogical[i]) moved++;
-  });
-  return moved;
 }

@@ -7,7 +7,8 @@ import {
 import { drawMultinomial } from "../lib/_multinomial.ts";
 import { policies } from "../lib/policies/registry.ts";
 import { SeededRandom } from "../lib/random.ts";
-import { movedSlots, simulate } from "../lib/simulate.ts";
+import { movedSlots } from "../lib/metrics.ts";
+import { simulate } from "../lib/simulate.ts";
 import { Placement } from "../lib/placement.ts";
 import { Topology } from "../lib/topology.ts";
 

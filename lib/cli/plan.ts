@@ -1,11 +1,15 @@
 import { readLoad, totalLoad } from "../load/files.ts";
-import { type Imbalance, imbalance, rankLoads } from "../metrics.ts";
+import {
+  type Imbalance,
+  imbalance,
+  movedSlots,
+  rankLoads,
+} from "../metrics.ts";
 import { Placement } from "../placement.ts";
 import { policies } from "../policies/registry.ts";
 import { type GateDecision, gatePlan } from "../policies/gate.ts";
 import type { PolicyInput, PolicyPlan } from "../policies/policy.ts";
 import { formatSeconds, formatTable } from "../report/table.ts";
-import { movedSlots } from "../simulate.ts";
 import { type Command, EXIT, UsageError } from "./command.ts";
 import type { Flags } from "./flags.ts";
 import { heatRow } from "./plan/heat_map.ts";

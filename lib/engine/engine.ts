@@ -1,31 +1,35 @@
-import { DEFAULT_TIMEOUT } from "../cluster/wait.ts";
+import { DEFAULT_TIMEOUT, type WaitOptions } from "../cluster/wait.ts";
 import { lowerBoundSeconds, traffic } from "../migration/traffic.ts";
 import { NativeEngine, type TransportName } from "../native/engine.ts";
-import { Placement } from "../placement.ts";
+import type { Placement } from "../placement.ts";
 import { compareDigests, type Digests, takeDigests } from "./canary.ts";
 import { PlanMismatchError, RearrangeError } from "./errors.ts";
 import { checkFit, chooseTransport } from "./fit.ts";
-import { committedLayers, type Move, planMove, SMALL_BYTES } from "./move.ts";
+import {
+  layersOf,
+  type Move,
+  type MoveOptions,
+  type MoveSettings,
+  placementAt,
+  planMove,
+} from "./move.ts";
 import type {
   EngineOptions,
   RearrangeOptions,
   RearrangeResult,
 } from "./options.ts";
+import { Rearrangement } from "./rearrangement.ts";
+import { Run, settle } from "./run.ts";
 import { type Staging, stagingFor } from "./staging.ts";
 import { abortable, messageOf, rankOf } from "./waiting.ts";
 import { Deadline, World } from "./world.ts";
 
+/** Tensors of up to this many bytes share one message, unless told otherwise. */
+const SMALL_BYTES = 1 << 20;
+/** Sends and receives in one group, unless told otherwise. */
+const MAX_OPS_PER_GROUP = 64;
 /** Milliseconds between two calls of `onProgress`. */
 const PROGRESS_INTERVAL = 200;
-/** Milliseconds that survivors wait for each other after a failure. */
-const SETTLE_TIMEOUT = 5_000;
-
-/** How a native run ended; undefined until it has. */
-interface Progress {
-  batches: number | undefined;
-  failedRank: number | undefined;
-}
-
 /**
  * Moves expert weights between ranks, in place.
  *
@@ -172,7 +176,7 @@ export class Engine implements AsyncDisposable {
    * Moves the weights so that every slot holds what `to` says, and commits it.
    *
    * All processes of a job call this with the same arguments; a digest of the plan
-   * is compared before the first byte moves.
+   * is compared before the first byte moves. Nobody may use the weights meanwhile.
    *
    * @param to The new placement.
    * @param options Source choice, verification, timeout, abort signal.
@@ -194,6 +198,72 @@ export class Engine implements AsyncDisposable {
     } finally {
       if (this.#state === "busy") this.#state = "ready";
     }
+  }
+
+  /**
+   * All that {@linkcode planMove} needs to plan a rearrangement from {@linkcode Engine.placement},
+   * also in another thread; nothing moves yet.
+   *
+   * @param options Source choice, and how layers are put together.
+   * @returns The settings, which are plain data.
+   */
+  moveSettings(options: MoveOptions = {}): MoveSettings {
+    const { topology, weights, smallBytes, maxOpsPerGroup } = this.#options;
+    return {
+      topology,
+      locals: this.#world.locals,
+      tensorBytes: weights[0]!.tensorBytes,
+      smallBytes: smallBytes ?? SMALL_BYTES,
+      maxOpsPerGroup: maxOpsPerGroup ?? MAX_OPS_PER_GROUP,
+      stagingCells: this.#staging.cells,
+      ...options,
+    };
+  }
+
+  /**
+   * Begins a rearrangement in the background, while others read the weights.
+   *
+   * Layers change when {@linkcode Rearrangement.commit} says so, and only then; but slots that
+   * the move's `drained` placement has emptied are written at once.
+   *
+   * @param move What {@linkcode planMove} has planned, with these settings, from today's placement;
+   * its digest must be the same on all processes.
+   * @param options Limits of the whole move.
+   * @returns The rearrangement in progress.
+   */
+  begin(move: Move, options: WaitOptions = {}): Rearrangement {
+    this.#enter();
+    if (!move.from.equals(this.#placement)) {
+      this.#state = "ready";
+      throw new TypeError(
+        "Cannot rearrange: the move was planned from another placement",
+      );
+    }
+    this.#placement = move.drained;
+    const run = this.#start(move, {
+      deadline: new Deadline(
+        options.timeout ?? DEFAULT_TIMEOUT,
+        options.signal,
+      ),
+      held: true,
+    });
+    return new Rearrangement({ ...this.#parts, move, run }, {
+      place: (placement) => this.#placement = placement,
+      end: (state) => this.#state = state,
+    });
+  }
+
+  /**
+   * Takes over a placement for which no byte has to move: some slots have become empty.
+   *
+   * @param move A move whose program is empty, from today's placement.
+   * @throws {RangeError} If something has to move.
+   */
+  adopt(move: Move): void {
+    if (move.program.batchCount > 0) {
+      throw new RangeError("Cannot adopt placement: weights have to move");
+    }
+    this.#placement = move.to;
   }
 
   /** Ends a rearrangement in progress and frees the engine; the weights stay. */
@@ -224,16 +294,24 @@ export class Engine implements AsyncDisposable {
 
   #plan(to: Placement, options: RearrangeOptions): Move {
     try {
-      return planMove(this.#placement, to, {
-        engine: this.#options,
-        locals: this.#world.locals,
-        staging: this.#staging,
-        rearrange: options,
-      });
+      const { sources, direct } = options;
+      const settings = this.moveSettings({ sources, direct });
+      return planMove(this.#placement, to, settings);
     } catch (error) {
       this.#world.fail(messageOf(error));
       throw error;
     }
+  }
+
+  get #parts(): { readonly native: NativeEngine; readonly world: World } {
+    return { native: this.#native, world: this.#world };
+  }
+
+  #start(
+    move: Move,
+    bounds: { readonly deadline: Deadline; readonly held: boolean },
+  ): Run {
+    return new Run({ ...this.#parts, move, ...bounds });
   }
 
   async #carryOut(
@@ -244,15 +322,14 @@ export class Engine implements AsyncDisposable {
       options.timeout ?? DEFAULT_TIMEOUT,
       options.signal,
     );
-    const progress: Progress = { batches: undefined, failedRank: undefined };
+    let run: Run | undefined;
     try {
       await this.#agree(move, deadline);
       const before = await this.#digests("before", options, deadline);
-      const moveSeconds = await this.#move(move, {
-        ...options,
-        deadline,
-        progress,
-      });
+      this.#placement = move.drained;
+      run = this.#start(move, { deadline, held: false });
+      const moveSeconds = await watched(run, move, options.onProgress);
+      this.#placement = move.to;
       const after = await this.#digests("after", options, deadline);
       return this.#report(move, {
         planSeconds: options.planSeconds,
@@ -261,7 +338,7 @@ export class Engine implements AsyncDisposable {
       });
     } catch (error) {
       if (error instanceof PlanMismatchError) throw error;
-      throw await this.#recover(move, error, progress);
+      throw await this.#recover(move, error, run);
     }
   }
 
@@ -289,78 +366,30 @@ export class Engine implements AsyncDisposable {
     });
   }
 
-  /** Moves the bytes and commits the map; returns the seconds of the slowest rank. */
-  async #move(
-    move: Move,
-    options: RearrangeOptions & {
-      readonly deadline: Deadline;
-      readonly progress: Progress;
-    },
-  ): Promise<number> {
-    const { deadline, progress, onProgress } = options;
-    const layers = move.to.layers;
-    const timer = onProgress && setInterval(
-      () => onProgress(committedLayers(move, this.#native.progress()), layers),
-      PROGRESS_INTERVAL,
-    );
-    const run = await abortable(
-      this.#native,
-      { world: this.#world, deadline },
-      () => this.#native.run(move.program.words, deadline.remaining),
-    ).finally(() => clearInterval(timer));
-    progress.batches = run.committedBatches;
-    if (run.failedRank >= 0) progress.failedRank = run.failedRank;
-    run.check();
-    onProgress?.(layers, layers);
-    this.#placement = move.to;
-    const seconds = new Uint8Array(Float64Array.of(run.seconds).buffer);
-    const local = this.#world.locals.map(() => seconds);
-    const all = await this.#world.gather("moved", local, deadline);
-    return Math.max(...all.map((b) => new Float64Array(b.slice().buffer)[0]!));
-  }
-
   /** Agrees with the survivors on what is committed, and makes the error that says so. */
   async #recover(
     move: Move,
     cause: unknown,
-    progress: Progress,
+    run: Run | undefined,
   ): Promise<RearrangeError> {
     this.#state = "broken";
     this.#world.fail(messageOf(cause));
-    const batches = await this.#settle(progress.batches);
-    const layers = committedLayers(move, batches);
-    this.#placement = Placement.mix(move.from, move.to, layers);
+    const committed = await run?.committedBatches();
+    const layers = layersOf(
+      move,
+      await settle(this.#parts, { committed, together: false }),
+    );
+    if (run !== undefined) this.#placement = placementAt(move, layers);
     return new RearrangeError(
       `Cannot complete the rearrangement: ${messageOf(cause)}; ` +
         `${layers} of ${move.to.layers} layers are committed`,
       {
-        failedRank: progress.failedRank ?? rankOf(cause, this.#world),
+        failedRank: run?.failedRank ?? rankOf(cause, this.#world),
         committedLayers: layers,
         placement: this.#placement,
       },
       { cause },
     );
-  }
-
-  /**
-   * Survivors may have seen different last fences. Who has passed a fence has
-   * committed its batch, and proves that all others have staged it: they follow.
-   */
-  async #settle(committed: number | undefined): Promise<number> {
-    if (!this.#world.distributed) return committed ?? 0;
-    try {
-      const all = await this.#world.gatherSurvivors(
-        "settle",
-        committed ?? 0,
-        new Deadline(SETTLE_TIMEOUT),
-      );
-      if (committed === undefined) return 0;
-      return await this.#native.settle(Math.max(...all));
-    } catch {
-      // The store is lost with its host: nobody is left to agree with, and what
-      // is committed here stays the truth for this process' ranks.
-      return committed ?? 0;
-    }
   }
 
   #report(
@@ -393,5 +422,25 @@ export class Engine implements AsyncDisposable {
       verified: run.digests ? mismatches.length === 0 : undefined,
       mismatches,
     };
+  }
+}
+
+/** Waits for a run, and says a few times a second how far it is. */
+async function watched(
+  run: Run,
+  move: Move,
+  onProgress: RearrangeOptions["onProgress"],
+): Promise<number> {
+  const { layers } = move.to;
+  const timer = onProgress && setInterval(
+    () => onProgress(run.committedLayers, layers),
+    PROGRESS_INTERVAL,
+  );
+  try {
+    const seconds = await run.finished;
+    onProgress?.(layers, layers);
+    return seconds;
+  } finally {
+    clearInterval(timer);
   }
 }

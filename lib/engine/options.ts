@@ -84,6 +84,13 @@ export interface RearrangeOptions {
    */
   readonly sources?: SourceChoice;
   /**
+   * Whether slots that nobody reads, and whose expert lives on elsewhere, are written without
+   * staging; see {@linkcode directSlots}. After a failure such slots are empty.
+   *
+   * @default {false}
+   */
+  readonly direct?: boolean;
+  /**
    * Whether to compare a digest of every expert before and after.
    *
    * @default {false}

@@ -98,6 +98,17 @@ export class World {
     return this.#members.length > 1;
   }
 
+  /** Gives each process' payload to every process. */
+  async exchange(
+    name: string,
+    payload: Uint8Array,
+    deadline: Deadline,
+  ): Promise<Uint8Array[]> {
+    return this.#cluster === undefined
+      ? [payload]
+      : await this.#cluster.gather(name, payload, deadline);
+  }
+
   /** Gives each rank's payload to every process; `local` in the order of `locals`. */
   async gather(
     name: string,
@@ -105,14 +116,22 @@ export class World {
     deadline: Deadline,
   ): Promise<Uint8Array[]> {
     const byRank = new Array<Uint8Array>(this.size);
-    const packed = this.#cluster === undefined
-      ? [pack(local)]
-      : await this.#cluster.gather(name, pack(local), deadline);
+    const packed = await this.exchange(name, pack(local), deadline);
     for (const [member, ranks] of this.#members.entries()) {
       const payloads = unpack(packed[member]!);
       ranks.forEach((rank, i) => byRank[rank] = payloads[i]!);
     }
     return byRank;
+  }
+
+  /** Gives one number per process to every process. */
+  async gatherNumbers(
+    name: string,
+    value: number,
+    deadline: Deadline,
+  ): Promise<number[]> {
+    const payloads = await this.exchange(name, encode([value]), deadline);
+    return payloads.map((payload) => decode(payload)[0]!);
   }
 
   /** Gives one number per process to every process that is still alive. */
@@ -144,6 +163,11 @@ export class World {
     return this.#cluster.onFailure((failure) =>
       callback(this.rankOf(failure.ranks), describeFailure(failure))
     );
+  }
+
+  /** First rank of a process, by the order in which {@linkcode exchange} returns payloads. */
+  firstRankOf(member: number): number {
+    return this.#members[member]![0]!;
   }
 
   /** The rank to blame when these members are lost; -1 if there are none. */

@@ -63,7 +63,8 @@ export function directSlots(plan: MigrationPlan, from: Placement): Uint8Array {
  *
  * @param from The placement.
  * @param direct 1 for each slot that becomes empty, [layers, slots].
- * @returns The placement without them; every expert has a slot left.
+ * @returns The placement without them, in which every expert has a slot left; `from` itself if they
+ * are all empty already.
  * @throws {RangeError} If an expert would have no slot left, or the sizes differ.
  *
  * @example
@@ -82,8 +83,11 @@ export function drained(from: Placement, direct: Uint8Array): Placement {
       `Cannot drain slots: there are ${direct.length} flags for ${from.physicalToLogical.length} slots`,
     );
   }
-  if (!direct.includes(1)) return from;
-  const map = from.physicalToLogical.map((expert, cell) =>
+  const { physicalToLogical } = from;
+  if (!direct.some((flag, cell) => flag && physicalToLogical[cell]! >= 0)) {
+    return from;
+  }
+  const map = physicalToLogical.map((expert, cell) =>
     direct[cell] ? -1 : expert
   );
   return Placement.from(map, from);

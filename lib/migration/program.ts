@@ -5,6 +5,7 @@
  */
 import { checkInteger } from "../_check.ts";
 import { packLayers, stagedExperts } from "./_batches.ts";
+import { BATCH_WORDS, HEADER_WORDS } from "./operation.ts";
 import { ProgramWriter } from "./_program_writer.ts";
 import type { MigrationPlan } from "./plan.ts";
 
@@ -152,12 +153,24 @@ export function compileProgram(
     transfersPerGroup: Math.max(1, Math.floor(maxOpsPerGroup / opsPerExpert)),
   });
   for (let batch = 0; batch < batches.length / 2; batch++) writer.write(batch);
+  return readProgram(writer.words);
+}
+
+/**
+ * Finds the parts of a program in its words.
+ *
+ * @param words What {@linkcode compileProgram} has written.
+ * @returns The program; it shares the words.
+ */
+export function readProgram(words: Int32Array<ArrayBuffer>): Program {
+  const [, , batchCount, operationCount] = words;
+  const table = HEADER_WORDS + batchCount! * BATCH_WORDS;
   return Object.freeze({
-    words: writer.words,
-    batches: writer.batches,
-    operations: writer.operations,
-    batchCount: batches.length / 2,
-    operationCount: writer.operations.length / 8,
+    words,
+    batches: words.subarray(HEADER_WORDS, table),
+    operations: words.subarray(table),
+    batchCount: batchCount!,
+    operationCount: operationCount!,
   });
 }
 

@@ -1,0 +1,284 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/**
+ * One model of a state: its weights, its maps, its load.
+ *
+ * @module
+ */
+import type { Cluster } from "../cluster/cluster.ts";
+import { buildDispatchTables } from "../dispatch/tables.ts";
+import { Engine } from "../engine/engine.ts";
+import type { Counts } from "../load/counts.ts";
+import { Dispatcher } from "../native/dispatcher.ts";
+import type { NativeLibrary } from "../native/library.ts";
+import { Placement } from "../placement.ts";
+import type { Topology } from "../topology.ts";
+import type { ModelOptions } from "./options.ts";
+import { LoadSegments } from "./segments.ts";
+import { equalShares } from "./shares.ts";
+
+/** A model that is being balanced: {@linkcode EplbState.addModel} makes one. */
+export interface ServedModel {
+  /** Its name. */
+  readonly name: string;
+  /** What the next forward pass finds in the slots; a slot that is being written is empty. */
+  readonly placement: Placement;
+  /** Share of its expert's tokens that each slot takes, [layers, slots]. */
+  readonly shares: Float64Array;
+  /** Device memory that balancing takes on each rank of this process, in bytes: staging. */
+  readonly stagingBytes: number;
+  /**
+   * The maps of one rank of this process, which map its tokens and count their load.
+   *
+   * @param rank The rank.
+   * @throws {RangeError} If the rank is not of this process.
+   */
+  dispatcher(rank: number): Dispatcher;
+  /**
+   * Adds load that was counted elsewhere; for engines that map tokens on their own.
+   *
+   * @param counts Tokens of this process' ranks per logical expert, [layers, experts].
+   * @throws {RangeError} If there are not as many counts as experts, or one is negative or not finite.
+   */
+  record(counts: Counts): void;
+}
+
+/** What models of one state share. */
+export interface ModelContext {
+  readonly library: NativeLibrary;
+  readonly topology: Topology;
+  readonly ranks: readonly number[];
+  readonly cluster: Cluster | undefined;
+  readonly windowSteps: number;
+  readonly timeout: number;
+}
+
+/** A model, as its state sees it. */
+export class Model implements ServedModel {
+  readonly name: string;
+  readonly options: ModelOptions;
+  readonly #context: ModelContext;
+  readonly #dispatchers: readonly Dispatcher[];
+  readonly #segments: LoadSegments;
+  #engine: Engine;
+  #recorded: Float64Array | undefined;
+  #placement: Placement;
+  #shares: Float64Array;
+  /** Bytes of one expert in one layer. */
+  readonly expertBytes: number;
+
+  private constructor(
+    context: ModelContext,
+    options: ModelOptions,
+    parts: { engine: Engine; dispatchers: readonly Dispatcher[] },
+  ) {
+    const { placement } = parts.engine;
+    this.name = options.name;
+    this.options = options;
+    this.#context = context;
+    this.#engine = parts.engine;
+    this.#dispatchers = parts.dispatchers;
+    this.#placement = placement;
+    this.#shares = equalShares(placement);
+    this.#segments = new LoadSegments({
+      window: context.windowSteps,
+      size: placement.layers * placement.experts,
+    });
+    this.expertBytes = options.weights[0]!.layout.expertBytes;
+  }
+
+  /** Joins the weights of all ranks, and makes their maps. */
+  static async connect(
+    context: ModelContext,
+    options: ModelOptions,
+  ): Promise<Model> {
+    const engine = await connectEngine(
+      context,
+      options,
+      initialPlacement(context, options),
+    );
+    const dispatchers: Dispatcher[] = [];
+    try {
+      for (const { device } of options.weights) {
+        dispatchers.push(
+          Dispatcher.create(context.library, {
+            layers: engine.placement.layers,
+            experts: engine.placement.experts,
+            maxReplicas: mostReplicas(engine.placement, options),
+            device,
+          }),
+        );
+      }
+      const model = new Model(context, options, { engine, dispatchers });
+      model.serve(engine.placement, model.#shares);
+      return model;
+    } catch (error) {
+      for (const one of dispatchers) one.close();
+      await engine.close();
+      throw error;
+    }
+  }
+
+  get placement(): Placement {
+    return this.#placement;
+  }
+
+  get shares(): Float64Array {
+    return this.#shares;
+  }
+
+  get stagingBytes(): number {
+    return this.#engine.stagingBytes;
+  }
+
+  /** What moves the weights. */
+  get engine(): Engine {
+    return this.#engine;
+  }
+
+  dispatcher(rank: number): Dispatcher {
+    const found = this.#dispatchers[this.#context.ranks.indexOf(rank)];
+    if (found !== undefined) return found;
+    throw new RangeError(
+      `Cannot dispatch tokens: rank ${rank} is not of this process, which has ${this.#context.ranks}`,
+    );
+  }
+
+  record(counts: Counts): void {
+    const { layers, experts } = this.#placement;
+    if (counts.length !== layers * experts) {
+      throw new RangeError(
+        `Cannot record load: there must be ${layers} layers × ${experts} experts, there are ${counts.length} counts`,
+      );
+    }
+    const bad = counts.findIndex((tokens) =>
+      !(tokens >= 0 && tokens < 2 ** 53)
+    );
+    if (bad >= 0) {
+      throw new RangeError(
+        `Cannot record load: layer ${Math.floor(bad / experts)}, expert ${
+          bad % experts
+        } has ${counts[bad]} tokens`,
+      );
+    }
+    const sum = this.#recorded ??= new Float64Array(counts.length);
+    for (let i = 0; i < sum.length; i++) sum[i]! += counts[i]!;
+  }
+
+  /** Lets tokens go by a placement and shares from now on, in some layers. */
+  serve(
+    placement: Placement,
+    shares: Float64Array,
+    range: { readonly first: number; readonly end: number } = {
+      first: 0,
+      end: placement.layers,
+    },
+  ): void {
+    const { topology, ranks } = this.#context;
+    const { replicas, nearest } = this.options.dispatch ?? {};
+    for (const [i, dispatcher] of this.#dispatchers.entries()) {
+      dispatcher.update(buildDispatchTables(placement, {
+        shares,
+        rank: ranks[i]!,
+        topology,
+        replicas: replicas ?? "shares",
+        nearest: nearest ?? false,
+        maxReplicas: mostReplicas(placement, this.options),
+        firstLayer: range.first,
+        layers: range.end - range.first,
+      }));
+    }
+    this.#placement = placement;
+    this.#shares = shares;
+  }
+
+  /** Puts the load since the last call aside, at the end of a step. */
+  closeSegment(step: number): void {
+    const recorded = this.#recorded;
+    this.#recorded = undefined;
+    const counted = this.#dispatchers.map((dispatcher) => {
+      dispatcher.snapshot();
+      return dispatcher.read();
+    });
+    this.#segments.close(step, addUp(recorded, counted, this.#placement));
+  }
+
+  /** Load of this process' ranks in the window, [layers, experts]. */
+  windowLoad(): Promise<Float64Array> {
+    return this.#segments.sum();
+  }
+
+  /** A new engine on the same weights, after a move was abandoned. All processes do this together. */
+  async reconnect(): Promise<void> {
+    await this.#engine.close();
+    this.#engine = await connectEngine(
+      this.#context,
+      this.options,
+      this.#engine.placement,
+    );
+  }
+
+  async close(): Promise<void> {
+    await this.#engine.close();
+    await this.#segments.sum().catch(() => {}); // reads that are on their way
+    for (const one of this.#dispatchers) one.close();
+  }
+}
+
+async function addUp(
+  recorded: Float64Array | undefined,
+  counted: readonly Promise<Float64Array>[],
+  { layers, experts }: Placement,
+): Promise<Float64Array> {
+  const sum = recorded ?? new Float64Array(layers * experts);
+  for (const counts of await Promise.all(counted)) {
+    for (let i = 0; i < sum.length; i++) sum[i]! += counts[i]!;
+  }
+  return sum;
+}
+
+async function connectEngine(
+  context: ModelContext,
+  options: ModelOptions,
+  placement: Placement,
+): Promise<Engine> {
+  const { library, topology, ranks, cluster, timeout } = context;
+  const { weights, transport, staging, copyEngineOnly } = options;
+  return await Engine.connect({
+    library,
+    topology,
+    placement,
+    weights,
+    ranks,
+    timeout,
+    ...(cluster && { cluster }),
+    ...(transport && { transport }),
+    ...(staging && { staging }),
+    ...(copyEngineOnly !== undefined && { copyEngineOnly }),
+  });
+}
+
+function initialPlacement(
+  { topology }: ModelContext,
+  { weights, experts, placement, name }: ModelOptions,
+): Placement {
+  if (weights.length === 0) {
+    throw new RangeError(`Cannot add model "${name}": weights is empty`);
+  }
+  if (placement !== undefined && placement.experts !== experts) {
+    throw new RangeError(
+      `Cannot add model "${name}": it has ${experts} experts, the placement ${placement.experts}`,
+    );
+  }
+  return placement ?? Placement.contiguous({
+    layers: weights[0]!.layers,
+    ranks: topology.ranks,
+    slotsPerRank: weights[0]!.slots,
+    experts,
+  });
+}
+
+function mostReplicas(placement: Placement, options: ModelOptions): number {
+  const { slots, experts } = placement;
+  return options.dispatch?.maxReplicas ?? slots - experts + 1;
+}

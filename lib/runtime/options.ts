@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/**
+ * What an {@linkcode EplbState} and its models are made of.
+ *
+ * @module
+ */
+import type { Cluster } from "../cluster/cluster.ts";
+import type { EngineOptions } from "../engine/options.ts";
+import type { NativeLibrary } from "../native/library.ts";
+import type { ExpertWeights } from "../native/weights.ts";
+import type { Placement } from "../placement.ts";
+import type { Objective } from "../policies/objective.ts";
+import type { Policy } from "../policies/policy.ts";
+import type { PolicyName } from "../policies/registry.ts";
+import type { Topology } from "../topology.ts";
+import type { GateSettings } from "./decision.ts";
+import type { EplbEvent } from "./events.ts";
+
+/** Options of {@linkcode EplbState.create}. */
+export interface EplbStateOptions {
+  /** The native library. */
+  readonly library: NativeLibrary;
+  /** Which rank is on which node, for all ranks of the job. */
+  readonly topology: Topology;
+  /**
+   * The ranks of this process, ascending.
+   *
+   * @default {all ranks}
+   */
+  readonly ranks?: readonly number[];
+  /** The other processes of the job; none if this process holds all ranks. */
+  readonly cluster?: Cluster;
+  /**
+   * When weights move:
+   *
+   * | mode | what a step does when a rearrangement is due |
+   * | --- | --- |
+   * | `async` | it goes on; weights move in the background, and layers change between steps |
+   * | `sync` | it waits until they are in place |
+   *
+   * @default {"async"}
+   */
+  readonly mode?: "async" | "sync";
+  /**
+   * Decides where experts shall be.
+   *
+   * @default {"quota"}
+   */
+  readonly policy?: PolicyName | Policy;
+  /**
+   * What a move must save to be made; `false` accepts whatever the policy decides.
+   *
+   * @default {{}: a gain that is more than noise}
+   */
+  readonly gate?: GateSettings | false;
+  /**
+   * Steps from one rearrangement to the next.
+   *
+   * @default {3000}
+   */
+  readonly stepInterval?: number;
+  /**
+   * Last steps whose load counts.
+   *
+   * @default {1000}
+   */
+  readonly windowSteps?: number;
+  /**
+   * The most layers that change between two forward passes.
+   *
+   * @default {1 if async, all if sync}
+   */
+  readonly layersPerStep?: number;
+  /**
+   * Whether async moves first empty redundant slots that nobody reads and then write them without
+   * staging; see {@linkcode directSlots}. Tokens go to the other copies meanwhile.
+   *
+   * @default {true for the policies quota and swap}
+   */
+  readonly drain?: boolean;
+  /**
+   * Limit of one cycle, from its load to its last layer, in milliseconds.
+   *
+   * @default {600000}
+   */
+  readonly cycleTimeout?: number;
+  /**
+   * How long a cycle may go without any progress before it is abandoned, in milliseconds.
+   *
+   * @default {60000}
+   */
+  readonly stallTimeout?: number;
+  /**
+   * How long a step waits for other ranks when a cycle is in progress, in milliseconds.
+   *
+   * @default {60000}
+   */
+  readonly stepTimeout?: number;
+  /** Ends balancing: the cycle in progress is abandoned, and no other one begins. */
+  readonly signal?: AbortSignal;
+  /** Is told what happens. What it throws is ignored. */
+  readonly onEvent?: (event: EplbEvent) => void;
+}
+
+/** Options of {@linkcode EplbState.addModel}. */
+export interface ModelOptions
+  extends Pick<EngineOptions, "transport" | "staging" | "copyEngineOnly"> {
+  /** Name, unique in its state. */
+  readonly name: string;
+  /** Expert memory of the ranks of this process, in their order. */
+  readonly weights: readonly ExpertWeights[];
+  /** Logical experts per layer. */
+  readonly experts: number;
+  /**
+   * What the weights hold now.
+   *
+   * @default {slot i holds expert i, and redundant slot i holds expert i mod experts}
+   */
+  readonly placement?: Placement;
+  /** How tokens find a replica. */
+  readonly dispatch?: DispatchSettings;
+  /** What is balanced; default: tokens. */
+  readonly objective?: Objective;
+  /**
+   * Groups that the experts form, for policies that keep a group on one node.
+   *
+   * @default {1}
+   */
+  readonly groups?: number;
+}
+
+/** How tokens find a replica of their expert. */
+export interface DispatchSettings {
+  /**
+   * How a token chooses:
+   *
+   * | value | rule |
+   * | --- | --- |
+   * | `shares` | each replica gets the share that the policy gives it |
+   * | `uniform` | all replicas alike, as SGLang's "dynamic" |
+   * | `static` | one replica for each rank and expert, as SGLang's "static" |
+   *
+   * @default {"shares"}
+   */
+  readonly replicas?: "shares" | "uniform" | "static";
+  /**
+   * Whether replicas of the same rank, then of the same node, go before others.
+   *
+   * @default {false}
+   */
+  readonly nearest?: boolean;
+  /**
+   * The most replicas of one expert that the device's maps have room for.
+   *
+   * @default {redundant slots + 1}
+   */
+  readonly maxReplicas?: number;
+}
