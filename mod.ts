@@ -186,6 +186,13 @@ export {
 } from "./lib/engine/checkpoint.ts";
 export { Engine } from "./lib/engine/engine.ts";
 export {
+  type Move,
+  type MoveOptions,
+  type MoveSettings,
+  planMove,
+} from "./lib/engine/move.ts";
+export { Rearrangement } from "./lib/engine/rearrangement.ts";
+export {
   PlanMismatchError,
   RearrangeError,
   type RearrangeFailure,
@@ -218,3 +225,73 @@ export {
   type ImbalanceOptions,
   movedSlots,
 } from "./lib/metrics.ts";
+
+export { EplbState, type ReservedMemory } from "./lib/runtime/state.ts";
+export { type ServedModel } from "./lib/runtime/model.ts";
+export {
+  type DispatchSettings,
+  type EplbStateOptions,
+  type ModelOptions,
+} from "./lib/runtime/options.ts";
+export { type GateSettings } from "./lib/runtime/decision.ts";
+export {
+  type BytesByCase,
+  type CycleDecided,
+  type CycleEnded,
+  type CycleEvent,
+  type CycleOutcome,
+  type CycleSkipped,
+  type CycleStarted,
+  type CycleTrigger,
+  describeCycle,
+  type EplbEvent,
+  type LayersCommitted,
+} from "./lib/runtime/events.ts";
+export {
+  Dispatcher,
+  type DispatcherAddresses,
+  type DispatcherOptions,
+  type DispatchOptions,
+  type LaunchOptions,
+  type UpdateTablesOptions,
+} from "./lib/native/dispatcher.ts";
+export {
+  buildDispatchTables,
+  type DispatchTables,
+  type DispatchTablesOptions,
+  type ReplicaChoice,
+} from "./lib/dispatch/tables.ts";
+
+export {
+  type Metric,
+  type MetricKind,
+  type MetricLabel,
+  type MetricName,
+  METRICS,
+  type MetricUnit,
+} from "./lib/telemetry/instruments.ts";
+export {
+  EplbMetrics,
+  type EplbMetricsOptions,
+} from "./lib/telemetry/metrics.ts";
+export { type BucketOverrides } from "./lib/telemetry/buckets.ts";
+export { type MetricSeries } from "./lib/telemetry/family.ts";
+export {
+  type MetricLabels,
+  type MetricSample,
+} from "./lib/telemetry/samples.ts";
+export {
+  type OpenTelemetryCallback,
+  type OpenTelemetryMeter,
+  type OpenTelemetryObservable,
+  type OpenTelemetryOptions,
+} from "./lib/telemetry/meter.ts";
+export {
+  exportMetrics,
+  type ExportMetricsOptions,
+} from "./lib/telemetry/open_telemetry.ts";
+export {
+  type MetricsServer,
+  serveMetrics,
+  type ServeMetricsOptions,
+} from "./lib/telemetry/serve.ts";

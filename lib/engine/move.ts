@@ -1,6 +1,8 @@
-// One rearrangement, thought through: the plan, the local ranks' program, and a
-// digest that all processes must agree on.
-
+/**
+ * One rearrangement, thought through.
+ *
+ * @module
+ */
 import { planDigest } from "../migration/digest.ts";
 import { directSlots, drained } from "../migration/direct.ts";
 import { type MigrationPlan, planMigration } from "../migration/plan.ts";
@@ -9,7 +11,7 @@ import type { SourceChoice } from "../migration/sources.ts";
 import { Placement } from "../placement.ts";
 import type { Topology } from "../topology.ts";
 
-/** A planned rearrangement. */
+/** A planned rearrangement: {@linkcode planMove} makes one. */
 export interface Move {
   /** What the weights hold before it. */
   readonly from: Placement;
@@ -17,34 +19,81 @@ export interface Move {
   readonly drained: Placement;
   /** What they hold after it. */
   readonly to: Placement;
+  /** Where every slot gets its expert from. */
   readonly plan: MigrationPlan;
+  /** What the ranks of this process do. */
   readonly program: Program;
+  /** Of all that the plan follows from: must be the same on all processes. */
   readonly digest: string;
 }
 
 /** How a rearrangement is planned. */
 export interface MoveOptions {
-  /** Which holder sends. */
+  /**
+   * Which holder sends.
+   *
+   * @default {"balanced"}
+   */
   readonly sources?: SourceChoice | undefined;
-  /** Whether slots that nobody reads are written without staging. */
+  /**
+   * Whether slots that nobody reads are written without staging; see {@linkcode directSlots}.
+   *
+   * @default {false}
+   */
   readonly direct?: boolean | undefined;
-  /** The most layers that change in one batch. */
+  /**
+   * The most layers that change in one batch.
+   *
+   * @default {as many as staging can hold}
+   */
   readonly maxLayersPerBatch?: number | undefined;
 }
 
 /** All that a plan and its program follow from, beside the two placements; plain data. */
 export interface MoveSettings extends MoveOptions {
+  /** Where the ranks are. */
   readonly topology: Topology;
   /** Ranks of this process. */
   readonly locals: readonly number[];
   /** Bytes of one expert in each tensor. */
   readonly tensorBytes: readonly number[];
+  /** Tensors of up to this many bytes move together. */
   readonly smallBytes: number;
+  /** Sends and receives of one rank in one group. */
   readonly maxOpsPerGroup: number;
+  /** Experts that one staging set of a rank holds. */
   readonly stagingCells: number;
 }
 
-/** Plans the way from one placement to another. */
+/**
+ * Plans the way from one placement to another; nothing moves yet.
+ *
+ * @param from What the weights hold.
+ * @param to What they shall hold.
+ * @param settings What {@linkcode Engine.moveSettings} says, which may come from another thread.
+ * @returns The move, for {@linkcode Engine.begin}.
+ * @throws {RangeError} If the placements do not fit each other or the settings, or a layer needs
+ * more staging memory than there is.
+ *
+ * @example
+ * ```ts
+ * import { Placement, planMove, Topology } from "@eplb/eplb";
+ * import { assertEquals } from "@std/assert";
+ *
+ * const from = Placement.from([[0, 1, 0, 2, 3, 1]], { ranks: 2 });
+ * const to = Placement.from([[0, 1, 3, 2, 3, 0]], { ranks: 2 });
+ * const move = planMove(from, to, {
+ *   topology: Topology.uniform({ ranks: 2, nodes: 1 }),
+ *   locals: [0, 1],
+ *   tensorBytes: [4096],
+ *   smallBytes: 0,
+ *   maxOpsPerGroup: 64,
+ *   stagingCells: 1,
+ *   direct: true,
+ * });
+ * assertEquals([...move.drained.physicalToLogical], [0, 1, -1, 2, 3, -1]);
+ * ```
+ */
 export function planMove(
   from: Placement,
   to: Placement,

@@ -26,7 +26,38 @@ interface EngineHooks {
  *
  * Layers are staged in the background, as far as staging memory goes, and change in the moment that
  * {@linkcode commit} is called. All processes must commit the same layers between the same two
- * forward passes, as tokens go from rank to rank by one map.
+ * forward passes, as tokens go from rank to rank by one map. {@linkcode EplbState} does that.
+ *
+ * @example Layer by layer, between forward passes
+ * ```ts
+ * import { Engine, ExpertLayout, ExpertWeights, NativeLibrary, Placement, planMove, Topology } from "@eplb/eplb";
+ * import { assert } from "@std/assert";
+ *
+ * const library = NativeLibrary.open();
+ * const layout = new ExpertLayout([{ name: "w", dtype: "BF16", shape: [4, 4] }]);
+ * const weights = await Promise.all(Array.from({ length: 4 }, () =>
+ *   ExpertWeights.allocate(library, { layout, layers: 3, slots: 2 })
+ * ));
+ * const size = { layers: 3, ranks: 4, slotsPerRank: 2, experts: 8 };
+ * const engine = await Engine.connect({
+ *   library,
+ *   topology: Topology.uniform({ ranks: 4, nodes: 1 }),
+ *   placement: Placement.contiguous(size),
+ *   weights,
+ * });
+ * const to = Placement.random({ ...size, seed: 1 });
+ * const settings = engine.moveSettings({ maxLayersPerBatch: 1 });
+ * const moving = engine.begin(planMove(engine.placement, to, settings));
+ * while (moving.committedLayers < 3) {
+ *   // …a forward pass, which may read all weights…
+ *   await moving.commit(moving.committedLayers + 1);
+ * }
+ * await moving.finished;
+ * assert(engine.placement.equals(to));
+ *
+ * await engine.close();
+ * for (const one of weights) one.close();
+ * ```
  */
 export class Rearrangement {
   readonly #native: NativeEngine;

@@ -322,7 +322,8 @@ function liveFlags(
   return flags;
 }
 
-function countCases(cases: Uint8Array): MigrationCounts {
+/** Counts slots by what happens to them. */
+export function countCases(cases: Uint8Array): MigrationCounts {
   const counts = new Int32Array(6);
   for (let cell = 0; cell < cases.length; cell++) counts[cases[cell]!]!++;
   return Object.freeze({

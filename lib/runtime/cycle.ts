@@ -5,8 +5,8 @@
  *
  * @module
  */
-import type { World } from "../engine/world.ts";
-import { Deadline } from "../engine/world.ts";
+import { Deadline, type World } from "../engine/world.ts";
+import { countCases } from "../migration/plan.ts";
 import { RearrangeError } from "../engine/errors.ts";
 import { messageOf, rankOf } from "../engine/waiting.ts";
 import type { Ballot, Vote } from "./ballot.ts";
@@ -72,6 +72,8 @@ export class Cycle {
   #lastProgress = performance.now();
   #lastReady = -1;
   #stallSeconds = 0;
+  /** When the step began to end. */
+  #advanced = performance.now();
   #failedRank: number | undefined;
   #ended = false;
   readonly #done = Promise.withResolvers<void>();
@@ -127,7 +129,7 @@ export class Cycle {
 
   /** The end of a step. */
   async advance(step: number): Promise<void> {
-    const start = performance.now();
+    const start = this.#advanced = performance.now();
     this.#step = step;
     if (this.#context.mode === "sync") {
       await this.#preparation;
@@ -242,12 +244,13 @@ export class Cycle {
     const layers = transfer.committed - first;
     if (layers > 0) {
       this.#progress();
-      const stallSeconds = (performance.now() - start) / 1e3;
+      const now = performance.now();
       this.#emit({
         type: "layers-committed",
         firstLayer: first,
         layers,
-        stallSeconds,
+        commitSeconds: (now - start) / 1e3,
+        stallSeconds: (now - this.#advanced) / 1e3,
       });
     }
     if (transfer.committed < this.model.placement.layers) return;
@@ -298,22 +301,26 @@ export class Cycle {
   ): void {
     this.#ended = true;
     const { model } = this;
-    const plan = this.#planned?.move.plan;
+    const { layers, slots } = model.placement;
+    const committedLayers = outcome === "unchanged"
+      ? layers
+      : this.#transfer?.committed ?? 0;
+    const moves = countCases(
+      this.#planned?.move.plan.cases.subarray(0, committedLayers * slots) ??
+        new Uint8Array(0),
+    );
     this.#emit({
       type: "cycle-ended",
       outcome,
       reason,
       failedRank: this.#failedRank,
-      committedLayers: outcome === "unchanged"
-        ? model.placement.layers
-        : this.#transfer?.committed ?? 0,
-      layers: model.placement.layers,
-      moves: plan?.counts,
-      bytes: plan && {
-        sameRank: (plan.counts.sameRank + plan.counts.duplicate) *
-          model.expertBytes,
-        sameNode: plan.counts.sameNode * model.expertBytes,
-        crossNode: plan.counts.crossNode * model.expertBytes,
+      committedLayers,
+      layers,
+      moves,
+      bytes: {
+        sameRank: (moves.sameRank + moves.duplicate) * model.expertBytes,
+        sameNode: moves.sameNode * model.expertBytes,
+        crossNode: moves.crossNode * model.expertBytes,
       },
       steps: this.#step - this.#firstStep,
       moveSeconds,
@@ -321,7 +328,7 @@ export class Cycle {
       seconds: (performance.now() - this.#started) / 1e3,
     });
     // An engine that has given up a move is replaced while the model serves on.
-    (mend?.() ?? Promise.resolve())
+    this.#after.then(mend)
       .catch((error) => this.failure = error)
       .finally(() => this.#done.resolve());
   }

@@ -20,6 +20,7 @@ export interface CycleEvent {
 
 /** A cycle begins: the load is about to be reduced. */
 export interface CycleStarted extends CycleEvent {
+  /** Tells it from other events. */
   readonly type: "cycle-started";
   /** Why now: the step interval has passed, the caller asked for it, or other ranks are active. */
   readonly trigger: CycleTrigger;
@@ -30,6 +31,7 @@ export type CycleTrigger = "interval" | "request" | "active-ranks";
 
 /** The load is reduced, and the policy and the gate have decided. */
 export interface CycleDecided extends CycleEvent {
+  /** Tells it from other events. */
   readonly type: "cycle-decided";
   /** Tokens in the load window, over all ranks, layers and experts. */
   readonly tokens: number;
@@ -51,12 +53,15 @@ export interface CycleDecided extends CycleEvent {
 
 /** Layers have new weights and maps, on every rank, from the next forward pass on. */
 export interface LayersCommitted extends CycleEvent {
+  /** Tells it from other events. */
   readonly type: "layers-committed";
   /** The first of them. */
   readonly firstLayer: number;
   /** How many. */
   readonly layers: number;
-  /** Seconds for which the step was held up. */
+  /** Seconds that putting them in place took, maps included. */
+  readonly commitSeconds: number;
+  /** Seconds for which the step was held up: the same, and the wait for the votes of other ranks. */
   readonly stallSeconds: number;
 }
 
@@ -65,6 +70,7 @@ export type CycleOutcome = "committed" | "unchanged" | "abandoned" | "failed";
 
 /** A cycle is over; maps and weights agree, whatever the outcome. */
 export interface CycleEnded extends CycleEvent {
+  /** Tells it from other events. */
   readonly type: "cycle-ended";
   /**
    * | outcome | what happened |
@@ -83,10 +89,10 @@ export interface CycleEnded extends CycleEvent {
   readonly committedLayers: number;
   /** All layers. */
   readonly layers: number;
-  /** Slots by what was to happen to them; undefined if nothing was planned. */
-  readonly moves: MigrationCounts | undefined;
-  /** Bytes into all ranks by where they were to come from; undefined if nothing was planned. */
-  readonly bytes: BytesByCase | undefined;
+  /** Slots of the committed layers, over all ranks, by what happened to them. */
+  readonly moves: MigrationCounts;
+  /** Bytes into slots of the committed layers, over all ranks, by where they came from. */
+  readonly bytes: BytesByCase;
   /** Steps from the first to the last of the cycle. */
   readonly steps: number;
   /** Seconds from the first byte to the last commit. */
@@ -109,6 +115,7 @@ export interface BytesByCase {
 
 /** A cycle was due while one was in progress. */
 export interface CycleSkipped {
+  /** Tells it from other events. */
   readonly type: "cycle-skipped";
   /** The step at whose end it was due. */
   readonly step: number;
@@ -145,8 +152,8 @@ export type EplbEvent =
  *   failedRank: undefined,
  *   committedLayers: 2,
  *   layers: 58,
- *   moves: undefined,
- *   bytes: undefined,
+ *   moves: { unchanged: 540, sameRank: 0, duplicate: 0, sameNode: 36, crossNode: 0 },
+ *   bytes: { sameRank: 0, sameNode: 36 * 44e6, crossNode: 0 },
  *   steps: 12,
  *   moveSeconds: 0.25,
  *   stallSeconds: 0.001,
@@ -155,16 +162,16 @@ export type EplbEvent =
  * assertEquals(
  *   line,
  *   "main: cycle 3 abandoned at step 9000 after 12 steps, 31.0 s: 2 of 58 layers, " +
- *     "stalled 1.0 ms (no progress for 30000 ms)",
+ *     "1.58 GB, stalled 1.0 ms (no progress for 30000 ms)",
  * );
  * ```
  */
 export function describeCycle(event: CycleEnded): string {
   const { model, cycle, outcome, step, steps, bytes } = event;
-  const moved = bytes && bytes.sameRank + bytes.sameNode + bytes.crossNode;
+  const moved = bytes.sameRank + bytes.sameNode + bytes.crossNode;
   const parts = [
     `${event.committedLayers} of ${event.layers} layers`,
-    ...(moved === undefined ? [] : [`${(moved / 1e9).toFixed(2)} GB`]),
+    `${(moved / 1e9).toFixed(2)} GB`,
     `stalled ${(event.stallSeconds * 1e3).toFixed(1)} ms`,
   ];
   const reason = event.reason === undefined ? "" : ` (${event.reason})`;

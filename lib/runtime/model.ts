@@ -62,6 +62,10 @@ export class Model implements ServedModel {
   readonly #segments: LoadSegments;
   #engine: Engine;
   #recorded: Float64Array | undefined;
+  /** Load that is on its way from the devices. */
+  #reading: Promise<void> = Promise.resolve();
+  #reconnecting: Promise<void> = Promise.resolve();
+  #closed = false;
   #placement: Placement;
   #shares: Float64Array;
   /** Bytes of one expert in one layer. */
@@ -192,15 +196,21 @@ export class Model implements ServedModel {
     this.#shares = shares;
   }
 
-  /** Puts the load since the last call aside, at the end of a step. */
-  closeSegment(step: number): void {
+  /**
+   * Puts the load since the last call aside, at the end of a step; waits for what is left of the last
+   * call, which is nothing unless both come without a forward pass between them.
+   */
+  async closeSegment(step: number): Promise<void> {
+    await this.#reading;
     const recorded = this.#recorded;
     this.#recorded = undefined;
     const counted = this.#dispatchers.map((dispatcher) => {
       dispatcher.snapshot();
       return dispatcher.read();
     });
-    this.#segments.close(step, addUp(recorded, counted, this.#placement));
+    const counts = addUp(recorded, counted, this.#placement);
+    this.#reading = counts.then(() => {}, () => {});
+    this.#segments.close(step, counts);
   }
 
   /** Load of this process' ranks in the window, [layers, experts]. */
@@ -210,6 +220,11 @@ export class Model implements ServedModel {
 
   /** A new engine on the same weights, after a move was abandoned. All processes do this together. */
   async reconnect(): Promise<void> {
+    if (this.#closed) return;
+    await (this.#reconnecting = this.#replaceEngine());
+  }
+
+  async #replaceEngine(): Promise<void> {
     await this.#engine.close();
     this.#engine = await connectEngine(
       this.#context,
@@ -219,8 +234,10 @@ export class Model implements ServedModel {
   }
 
   async close(): Promise<void> {
+    this.#closed = true;
+    await this.#reconnecting.catch(() => {}); // told to who asked for it
     await this.#engine.close();
-    await this.#segments.sum().catch(() => {}); // reads that are on their way
+    await this.#reading;
     for (const one of this.#dispatchers) one.close();
   }
 }

@@ -18,7 +18,7 @@ import type { CycleTrigger, EplbEvent } from "./events.ts";
 import { Model, type ServedModel } from "./model.ts";
 import type { EplbStateOptions, ModelOptions } from "./options.ts";
 import { inlinePlanner, type Planner } from "./planner.ts";
-import { StepSchedule } from "./schedule.ts";
+import { type Due, StepSchedule } from "./schedule.ts";
 import { WorkerPlanner } from "./worker_planner.ts";
 
 const STEP_INTERVAL = 3000;
@@ -245,12 +245,11 @@ export class EplbState implements AsyncDisposable {
   step(): Promise<void> {
     if (this.#closed || this.#stepping) this.#checkOpen("end step");
     const due = this.#schedule.advance();
-    if (due.boundary) this.#closeSegments();
     if (
-      this.#cycle === undefined && !due.rearrange &&
+      this.#cycle === undefined && !due.boundary &&
       this.#requested === undefined
     ) return NOTHING_DUE;
-    return this.#balance(due.rearrange);
+    return this.#balance(due);
   }
 
   /**
@@ -360,17 +359,18 @@ export class EplbState implements AsyncDisposable {
     }
   }
 
-  #closeSegments(): void {
-    for (const model of this.#models) model.closeSegment(this.steps);
+  async #closeSegments(): Promise<void> {
+    for (const model of this.#models) await model.closeSegment(this.steps);
   }
 
   /** What is to be done at the end of a step, if anything. */
-  async #balance(due: boolean): Promise<void> {
+  async #balance(due: Due): Promise<void> {
     this.#stepping = true;
     try {
+      if (due.boundary) await this.#closeSegments();
       if (this.#giveUp !== undefined) await this.#abandonAll(this.#giveUp);
       else if (this.#cycle !== undefined) await this.#advance();
-      await this.#start(due);
+      await this.#start(due.rearrange);
     } finally {
       this.#stepping = false;
     }
@@ -391,7 +391,7 @@ export class EplbState implements AsyncDisposable {
     }
     if (!due) {
       this.#schedule.restart();
-      this.#closeSegments();
+      await this.#closeSegments();
     }
     this.#trigger = trigger;
     this.#queue.push(...this.#models);
