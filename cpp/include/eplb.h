@@ -78,6 +78,9 @@ enum {
   EPLB_STRUCT_RUN_RESULT = 5,
   EPLB_STRUCT_COPY_MEASURE = 6,
   EPLB_STRUCT_PRODUCT_MEASURE = 7,
+  EPLB_STRUCT_RUN_CONFIG = 8,
+  EPLB_STRUCT_DISPATCH_CONFIG = 9,
+  EPLB_STRUCT_DISPATCH_CALL = 10,
 };
 EPLB_API uint32_t eplb_struct_size(uint32_t kind) EPLB_NOEXCEPT;
 // Writes the library version / the name of a status, NUL-terminated.
@@ -210,6 +213,13 @@ typedef struct {
 } eplb_engine_info;
 
 typedef struct {
+  uint32_t size, version;  // version 1
+  uint64_t timeout_ms;     // of the whole run, permissions to commit included
+  uint32_t held;           // 1: batches are committed only as eplb_engine_commit permits it
+  uint32_t reserved;       // 0
+} eplb_run_config;
+
+typedef struct {
   uint32_t size, version;     // version 1
   uint32_t committed_batches;  // batches whose weights are in place on every local rank
   int32_t failed_rank;         // the rank to blame, -1 if none is known
@@ -241,17 +251,35 @@ EPLB_API int32_t eplb_engine_seal(eplb_handle engine, char* error,
 // [waits] Executes a program (layout below) on all local ranks. `rank_bytes` [locals][2], may be NULL:
 // bytes that came in from, and went out to, other ranks. `result` and `rank_bytes` are written on failure
 // too; the engine is then broken, and weights and maps agree for result->committed_batches batches.
+//
+// A run that is *held* stages batches as any other, but does not touch slots that others may be
+// reading before eplb_engine_commit permits it; it returns when all batches are permitted and
+// committed on every rank of the job. If it fails it commits nothing more, not even what was
+// permitted: eplb_engine_settle does, where another rank was faster.
 EPLB_API int32_t eplb_engine_run(eplb_handle engine, const int32_t* program, uint64_t words,
-                                 uint64_t timeout_ms, eplb_run_result* result,
+                                 const eplb_run_config* config, eplb_run_result* result,
                                  uint64_t* rank_bytes, char* error,
                                  uint64_t capacity) EPLB_NOEXCEPT;
+// [any time] [waits] Permits the held run in progress to commit its leading `batches` batches, and
+// waits until these are in place on every local rank. Which batches do not have to wait for other ranks
+// says eplb_engine_progress, and more may be permitted. A permission stays, also when the wait for it
+// has timed out, and ends with the run. *committed: the batches in place, written on failure too. If
+// the run fails first, the status and text are the run's. After a run: EPLB_OK if it has committed
+// `batches`, else its failure, or EPLB_INVALID_ARGUMENT.
+EPLB_API int32_t eplb_engine_commit(eplb_handle engine, uint32_t batches, uint64_t timeout_ms,
+                                    uint32_t* committed, char* error,
+                                    uint64_t capacity) EPLB_NOEXCEPT;
 // After a failed run: commits batches that this engine has staged but not committed, up to `batches` in all.
 // `batches` must be what a surviving rank reported as committed: its fence proves that this rank
 // has staged them. Smaller numbers change nothing. *committed: the batches committed now.
 EPLB_API int32_t eplb_engine_settle(eplb_handle engine, uint32_t batches, uint32_t* committed,
                                     char* error, uint64_t capacity) EPLB_NOEXCEPT;
-// [any time] Batches committed by the run in progress, or by the last one.
-EPLB_API int32_t eplb_engine_progress(eplb_handle engine, uint32_t* batches, char* error,
+// [any time] How far the run in progress is, or the last one came. *committed: batches that every local
+// rank has committed; in a held run they are in place. *agreed: batches that every rank of the job has
+// staged, as every local rank knows, and so at least *committed. *runs: the runs begun so far, by which to
+// tell a run's numbers from those of the one before.
+EPLB_API int32_t eplb_engine_progress(eplb_handle engine, uint32_t* committed, uint32_t* agreed,
+                                      uint32_t* runs, char* error,
                                       uint64_t capacity) EPLB_NOEXCEPT;
 // [any time] Ends waits of this engine early; `failed_rank` (-1: none) and `reason` go into their error.
 EPLB_API int32_t eplb_engine_abort(eplb_handle engine, int32_t failed_rank, const char* reason,
@@ -280,11 +308,102 @@ EPLB_API int32_t eplb_engine_destroy(eplb_handle engine, char* error,
 //              (peer = rank)
 //
 // Sources are read as they were before the batch. A slot is written at most once per layer.
+//
+// EPLB_OP_DIRECT, or-ed to the code of a RECEIVE or COPY, says that nobody reads the slot and that what
+// it holds is given up: it may be written from the time when the batch is staged, and is complete when
+// the batch is committed. It takes no staging cell. No operation of the same layer may read the slot;
+// its SEND, if any, carries no flag.
 #define EPLB_PROGRAM_MAGIC 0x424C5045  // "EPLB"
 #define EPLB_PROGRAM_VERSION 1
 #define EPLB_PROGRAM_HEADER_WORDS 8
 #define EPLB_PROGRAM_BATCH_WORDS 2
 #define EPLB_PROGRAM_OP_WORDS 8
 enum { EPLB_OP_SEND = 1, EPLB_OP_RECEIVE = 2, EPLB_OP_COPY = 3, EPLB_OP_DUPLICATE = 4 };
+#define EPLB_OP_DIRECT 0x100
+
+
+// ---- dispatch: which replica gets a token --------------------------------------------------------
+//
+// A dispatcher has the tables of one rank and model, in arrays whose addresses never change (row major):
+//
+//   logical_to_physical_map  int32   [layers][experts][max_replicas]  slots, numbered over all ranks; -1
+//                                                                     behind those that are listed
+//   logical_replica_count    int32   [layers][experts]   slots listed; 0: tokens of the expert go nowhere
+//   threshold                uint32  [layers][experts][max_replicas]  ascending where slots are listed, the
+//                                                                     last one 0xFFFFFFFF
+//   loads                    uint64  [layers][experts]   tokens counted since the last snapshot
+//
+// A token of an expert goes to the first slot listed whose threshold is above
+//
+//   hash = fmix32(token * 0x9E3779B1 + expert * 0x85EBCA77 + salt * 0xC2B2AE3D)  mod 2^32
+//
+// and to the last one if there is none; `token` is the row of the token in its call, and fmix32 is
+// MurmurHash3's: h ^= h >> 16, h *= 0x85EBCA6B, h ^= h >> 13, h *= 0xC2B2AE35, h ^= h >> 16. So the
+// thresholds are the running sum of the slots' shares, times 2^32; and the host, every GPU and every rank
+// with the same table choose alike.
+
+typedef struct {
+  uint32_t size, version;  // version 1
+  int32_t ordinal;         // -1: host memory
+  uint32_t layers, experts, max_replicas;  // each >= 1
+} eplb_dispatch_config;
+
+typedef struct {
+  uint32_t size, version;  // version 1
+  uint32_t layer;
+  uint32_t tokens, top_k;   // ids are [tokens][top_k]
+  uint32_t id_bytes;        // 4: int32, 8: int64
+  uint32_t salt;
+  uint32_t record;          // 1: count loads
+  // Addresses on the dispatcher's device, read when the kernel runs.
+  uint64_t logical, physical;  // of the ids; may be the same
+  uint64_t valid_tokens;    // of an int32: rows from this one on are padding; 0: there are none
+  uint64_t step_salt;       // of a uint32 that is added to `salt`; 0: nothing is
+  uint64_t stream;          // a cudaStream_t of the device; 0: the default stream. Unused on the host
+} eplb_dispatch_call;
+
+// Allocates the arrays. No expert has slots yet.
+EPLB_API int32_t eplb_dispatch_create(const eplb_dispatch_config* config, eplb_handle* dispatcher,
+                                      char* error, uint64_t capacity) EPLB_NOEXCEPT;
+// New tables of `layers` layers from `first_layer` on, shaped as above, from host memory that the caller
+// may reuse afterwards. Calls launched on `stream` from now on use them; those of other streams are for the
+// caller to order. Counts above max_replicas, slots below 0 among those listed or other than -1 behind
+// them, and thresholds that do not ascend to 0xFFFFFFFF are refused. [waits] on GPUs, while the last update
+// of one of the layers is still queued on its stream. Refused while `stream` is being captured.
+EPLB_API int32_t eplb_dispatch_update(eplb_handle dispatcher, uint32_t first_layer, uint32_t layers,
+                                      const int32_t* physical, const int32_t* count,
+                                      const uint32_t* threshold, uint64_t stream,
+                                      uint64_t timeout_ms, char* error,
+                                      uint64_t capacity) EPLB_NOEXCEPT;
+// Turns logical ids into slots and counts them. Padding, -1, ids that are no expert's and experts
+// without slots give -1; the last are counted, the others not. On a GPU: one kernel, enqueued without waiting
+// or allocating anything, so that it may be captured into a graph, whose replays read the tables as they
+// are then. On the host: done when it returns.
+EPLB_API int32_t eplb_dispatch_launch(eplb_handle dispatcher, const eplb_dispatch_call* what,
+                                      char* error, uint64_t capacity) EPLB_NOEXCEPT;
+// The same with these buffers in place of the addresses of the ids. Host dispatchers only.
+EPLB_API int32_t eplb_dispatch_host(eplb_handle dispatcher, const eplb_dispatch_call* what,
+                                    const void* logical, void* physical, char* error,
+                                    uint64_t capacity) EPLB_NOEXCEPT;
+// Enqueues on `stream`: take the loads out and leave zeros. Each token is in one snapshot. Refused with
+// EPLB_BUSY until the last snapshot is read, and while `stream` is being captured.
+EPLB_API int32_t eplb_dispatch_snapshot(eplb_handle dispatcher, uint64_t stream, char* error,
+                                        uint64_t capacity) EPLB_NOEXCEPT;
+// [any time] [waits] Waits until the snapshot is taken and gives its `loads` [layers][experts]. Refused
+// without a snapshot. After a timeout it may be called again.
+EPLB_API int32_t eplb_dispatch_read(eplb_handle dispatcher, uint64_t timeout_ms, uint64_t* loads,
+                                    char* error, uint64_t capacity) EPLB_NOEXCEPT;
+// The addresses of the four arrays, in the order above: `addresses` [4].
+EPLB_API int32_t eplb_dispatch_address(eplb_handle dispatcher, uint64_t* addresses, char* error,
+                                       uint64_t capacity) EPLB_NOEXCEPT;
+// Launches the call over and over: `seconds` [repeats] that one launch takes on the device. On GPUs it uses
+// a stream of its own, not the call's, and each repeat is the mean of 20 launches. Loads are counted.
+EPLB_API int32_t eplb_dispatch_measure(eplb_handle dispatcher, const eplb_dispatch_call* what,
+                                       uint32_t repeats, double* seconds, char* error,
+                                       uint64_t capacity) EPLB_NOEXCEPT;
+// [any time] Ends waits (EPLB_ABORTED), waits for a running call to return, frees the arrays. On GPUs it waits
+// for all work of the device.
+EPLB_API int32_t eplb_dispatch_destroy(eplb_handle dispatcher, char* error,
+                                       uint64_t capacity) EPLB_NOEXCEPT;
 
 #endif  // EPLB_H_

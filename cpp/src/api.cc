@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The C entries: arguments in, status and text out. Nothing is thrown across them.
+// The C entries but those of dispatchers: arguments in, status and text out.
 #include <cstring>
 #include <memory>
 #include <string>
@@ -8,6 +8,7 @@
 
 #include "cuda_query.h"
 #include "engine.h"
+#include "entry.h"
 #include "eplb.h"
 #include "error.h"
 #include "handles.h"
@@ -29,40 +30,6 @@ HandleTable<Weights>& weights_table() {
 HandleTable<Engine>& engine_table() {
   static auto* table = new HandleTable<Engine>;
   return *table;
-}
-
-void write_text(char* target, uint64_t capacity, const char* source) noexcept {
-  if (target == nullptr || capacity == 0) return;
-  const size_t length = std::min<uint64_t>(std::strlen(source), capacity - 1);
-  std::memcpy(target, source, length);
-  target[length] = '\0';
-}
-
-// Runs the body of an entry.
-template <class Body>
-int32_t guard(char* error, uint64_t capacity, Body body) noexcept {
-  try {
-    body();
-    return EPLB_OK;
-  } catch (const Error& caught) {
-    write_text(error, capacity, caught.what());
-    return caught.status;
-  } catch (const std::bad_alloc&) {
-    write_text(error, capacity, "Cannot complete the call: out of host memory");
-    return EPLB_OUT_OF_MEMORY;
-  } catch (const std::exception& caught) {
-    write_text(error, capacity, caught.what());
-    return EPLB_INTERNAL_ERROR;
-  } catch (...) {
-    write_text(error, capacity, "Cannot complete the call: unknown exception");
-    return EPLB_INTERNAL_ERROR;
-  }
-}
-
-void require(const void* pointer, const char* name) {
-  if (pointer == nullptr) {
-    throw Error(EPLB_INVALID_ARGUMENT, text("Cannot read arguments: \"", name, "\" is null"));
-  }
 }
 
 // A whole text, or an error.
@@ -150,6 +117,12 @@ uint32_t eplb_struct_size(uint32_t kind) noexcept {
       return sizeof(eplb_copy_measure);
     case EPLB_STRUCT_PRODUCT_MEASURE:
       return sizeof(eplb_product_measure);
+    case EPLB_STRUCT_RUN_CONFIG:
+      return sizeof(eplb_run_config);
+    case EPLB_STRUCT_DISPATCH_CONFIG:
+      return sizeof(eplb_dispatch_config);
+    case EPLB_STRUCT_DISPATCH_CALL:
+      return sizeof(eplb_dispatch_call);
     default:
       return 0;
   }
@@ -362,22 +335,31 @@ int32_t eplb_engine_seal(eplb_handle engine, char* error, uint64_t capacity) noe
 }
 
 int32_t eplb_engine_run(eplb_handle engine, const int32_t* program, uint64_t words,
-                        uint64_t timeout_ms, eplb_run_result* result, uint64_t* rank_bytes,
-                        char* error, uint64_t capacity) noexcept {
+                        const eplb_run_config* config, eplb_run_result* result,
+                        uint64_t* rank_bytes, char* error, uint64_t capacity) noexcept {
   return guard(error, capacity, [&] {
     require(program, "program");
+    const eplb_run_config how = read_struct(config);
     eplb_run_result known = read_struct(result);
     known.committed_batches = 0;
     known.failed_rank = -1;
     known.seconds = 0;
     write_struct(result, known);
     const RunOutcome outcome =
-        engine_table().borrow(engine)->run(program, words, timeout_ms, rank_bytes);
+        engine_table().borrow(engine)->run(program, words, how, rank_bytes);
     known.committed_batches = outcome.committed;
     known.seconds = outcome.seconds;
     if (outcome.error) known.failed_rank = outcome.error->rank;
     write_struct(result, known);
     if (outcome.error) throw *outcome.error;
+  });
+}
+
+int32_t eplb_engine_commit(eplb_handle engine, uint32_t batches, uint64_t timeout_ms,
+                           uint32_t* committed, char* error, uint64_t capacity) noexcept {
+  return guard(error, capacity, [&] {
+    require(committed, "committed");
+    engine_table().find(engine)->commit(batches, timeout_ms, committed);
   });
 }
 
@@ -389,11 +371,16 @@ int32_t eplb_engine_settle(eplb_handle engine, uint32_t batches, uint32_t* commi
   });
 }
 
-int32_t eplb_engine_progress(eplb_handle engine, uint32_t* batches, char* error,
-                             uint64_t capacity) noexcept {
+int32_t eplb_engine_progress(eplb_handle engine, uint32_t* committed, uint32_t* agreed,
+                             uint32_t* runs, char* error, uint64_t capacity) noexcept {
   return guard(error, capacity, [&] {
-    require(batches, "batches");
-    *batches = engine_table().find(engine)->progress();
+    require(committed, "committed");
+    require(agreed, "agreed");
+    require(runs, "runs");
+    const RunCounts counts = engine_table().find(engine)->progress();
+    *committed = counts.committed;
+    *agreed = counts.agreed;
+    *runs = counts.runs;
   });
 }
 

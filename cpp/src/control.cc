@@ -183,6 +183,12 @@ void Control::wait(uint32_t epoch, uint32_t fence, int32_t rank, const Cancellat
   }
 }
 
+bool Control::passed(uint32_t epoch, uint32_t fence) const {
+  const uint64_t seen = fence_word(fence).load(std::memory_order_acquire);
+  if (decision_in(seen, epoch) == kAbort) throw peer_failure(epoch, fence);
+  return decision_in(seen, epoch) == kCommit;
+}
+
 bool Control::resolve(uint32_t epoch, uint32_t fence, int32_t rank, const Error& cause) {
   Word& word = fence_word(fence);
   if (decision_in(word.load(std::memory_order_acquire), epoch) == kUndecided) {

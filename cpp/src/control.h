@@ -46,6 +46,8 @@ class Control {
   // Returns once the fence is committed. Throws, and then it is aborted, when a peer gave up, the
   // deadline passes or `cancellation` is cancelled.
   void wait(uint32_t epoch, uint32_t fence, int32_t rank, const Cancellation& cancellation);
+  // wait() without waiting: whether the fence is committed. Throws when a peer gave up.
+  bool passed(uint32_t epoch, uint32_t fence) const;
   // Decides now: true when committed. Else `cause` is what peers are told, if they were not yet.
   bool resolve(uint32_t epoch, uint32_t fence, int32_t rank, const Error& cause);
 

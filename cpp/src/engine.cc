@@ -24,6 +24,19 @@ constexpr uint64_t kLongestTimeout = uint64_t{1} << 40;  // milliseconds: 34 yea
   throw Error(status, message);
 }
 
+std::chrono::steady_clock::time_point deadline_after(uint64_t timeout_ms) {
+  if (timeout_ms == 0) refuse("Cannot wait for other ranks: the timeout is 0 milliseconds");
+  return std::chrono::steady_clock::now() +
+         std::chrono::milliseconds(std::min(timeout_ms, kLongestTimeout));
+}
+
+void check_run_config(const eplb_run_config& config) {
+  if (config.held > 1) refuse(text("Cannot run program: held is ", config.held, ", not 0 or 1"));
+  if (config.reserved != 0) {
+    refuse(text("Cannot run program: reserved is ", config.reserved, ", not 0"));
+  }
+}
+
 }  // namespace
 
 void check_config(const eplb_engine_config& config) {
@@ -338,10 +351,11 @@ void Engine::remove_names() noexcept {
   for (const SegmentReference& segment : segments_) unlink_segment(segment);
 }
 
-RunOutcome Engine::run(const int32_t* program, uint64_t words, uint64_t timeout_ms,
+RunOutcome Engine::run(const int32_t* program, uint64_t words, const eplb_run_config& config,
                        uint64_t* rank_bytes) {
   require_whole("run program");
   if (state_ != State::kConnected) refuse("Cannot run program: the engine is not connected");
+  check_run_config(config);
   const WeightsView& view = locals_[0].weights->view();
   ProgramLimits limits = {view.layers,
                           view.slots,
@@ -351,15 +365,21 @@ RunOutcome Engine::run(const int32_t* program, uint64_t words, uint64_t timeout_
   for (const Local& local : locals_) limits.local_ranks.push_back(local.rank);
   Program parsed = parse_program(program, words, limits);
 
-  set_deadline(timeout_ms);
-  const WeightsTurns turns(locals_, cancellation_);
-  const RunOutcome outcome = executor_->run(std::move(parsed));
+  set_deadline(config.timeout_ms);
+  // Beside a held run the model reads its weights; it does not while it lets layers change.
+  std::optional<WeightsTurns> turns;
+  if (config.held == 0) turns.emplace(locals_, cancellation_);
+  const RunOutcome outcome = executor_->run(std::move(parsed), config.held != 0);
   if (outcome.error) break_down(*outcome.error);
   for (size_t i = 0; rank_bytes != nullptr && i < locals_.size(); ++i) {
     rank_bytes[2 * i] = executor_->mover(i).bytes_in;
     rank_bytes[2 * i + 1] = executor_->mover(i).bytes_out;
   }
   return outcome;
+}
+
+void Engine::commit(uint32_t batches, uint64_t timeout_ms, uint32_t* committed) {
+  progress_.commit(batches, deadline_after(timeout_ms), committed);
 }
 
 uint32_t Engine::settle(uint32_t batches) {
@@ -375,6 +395,7 @@ void Engine::abort(int32_t failed_rank, const std::string& reason) {
   }
   cancellation_.cancel(EPLB_ABORTED, failed_rank,
                        reason.empty() ? "the engine was aborted" : "aborted: " + reason);
+  progress_.wake();
 }
 
 void Engine::close() {
@@ -398,10 +419,6 @@ void Engine::break_down(const Error& error) {
   why_broken_ = error.what();
 }
 
-void Engine::set_deadline(uint64_t timeout_ms) {
-  if (timeout_ms == 0) refuse("Cannot wait for other ranks: the timeout is 0 milliseconds");
-  cancellation_.reset(std::chrono::steady_clock::now() +
-                      std::chrono::milliseconds(std::min(timeout_ms, kLongestTimeout)));
-}
+void Engine::set_deadline(uint64_t timeout_ms) { cancellation_.reset(deadline_after(timeout_ms)); }
 
 }  // namespace eplb

@@ -17,6 +17,7 @@
 #include "executor.h"
 #include "handles.h"
 #include "mover.h"
+#include "progress.h"
 #include "weights.h"
 
 namespace eplb {
@@ -41,13 +42,15 @@ class Engine : public HandleObject {
   const std::vector<char>& export_blob(uint32_t index);
   void connect(const char* blobs, const uint64_t* lengths, uint64_t timeout_ms);
   void seal();
-  RunOutcome run(const int32_t* program, uint64_t words, uint64_t timeout_ms, uint64_t* rank_bytes);
+  RunOutcome run(const int32_t* program, uint64_t words, const eplb_run_config& config,
+                 uint64_t* rank_bytes);
   uint32_t settle(uint32_t batches);
-  // Frees everything but what progress() and abort() need.
+  // Frees everything but what the functions below need.
   void close();
 
   // Any time, by any thread.
-  uint32_t progress() const { return progress_.least(); }
+  RunCounts progress() const { return progress_.counts(); }
+  void commit(uint32_t batches, uint64_t timeout_ms, uint32_t* committed);
   void abort(int32_t failed_rank, const std::string& reason);
 
   uint32_t local_count() const { return static_cast<uint32_t>(locals_.size()); }

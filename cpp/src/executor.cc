@@ -19,36 +19,30 @@ bool is_own_fault(const Error& error) {
   return error.rank < 0 && (of_machine || error.status == EPLB_INTERNAL_ERROR);
 }
 
+// How often a rank that waits for permission looks at the next fence: soon if other ranks may have
+// come to it, else only for a peer that has given up.
+constexpr std::chrono::milliseconds kLookSoon{1}, kLookLate{10};
+
 }  // namespace
-
-uint32_t Progress::least() const {
-  uint32_t least = UINT32_MAX;
-  for (const auto& committed : committed_) least = std::min(least, committed.load());
-  return least;
-}
-
-uint32_t Progress::most() const {
-  uint32_t most = 0;
-  for (const auto& committed : committed_) most = std::max(most, committed.load());
-  return most;
-}
 
 // One rank's way through a run.
 class Executor::RankRun {
  public:
-  RankRun(Member member, uint32_t sets, Cancellation& cancellation,
-          std::atomic<uint32_t>& committed)
+  RankRun(Member member, uint32_t sets, Cancellation& cancellation, Progress& progress,
+          size_t index)
       : rank_(member.rank),
         mover_(std::move(member.mover)),
         sets_(sets),
         cancellation_(cancellation),
-        committed_(committed) {}
+        progress_(progress),
+        index_(index) {}
 
-  // Before the ranks' threads start, so that nobody sees an earlier run's count.
-  void reset(const std::vector<RankBatch>& batches) {
+  // Before the ranks' threads start.
+  void reset(const std::vector<RankBatch>& batches, bool held) {
     batches_ = &batches;
-    staged_ = 0;
-    committed_ = 0;
+    held_ = held;
+    staged_ = begun_ = 0;
+    counts_ = {};
     started = ended = Clock::now();
     error.reset();
     gave_up_first = false;
@@ -66,12 +60,11 @@ class Executor::RankRun {
 
   // Commits staged batches, up to `batches` in all.
   void catch_up(uint32_t batches) {
-    if (batches <= committed()) return;
-    while (committed() < batches) commit_next();
-    mover_->flush();
+    if (batches <= counts_.committed) return;
+    while (begun_ < batches) commit_next();
+    flush();
   }
 
-  uint32_t committed() const { return committed_.load(std::memory_order_relaxed); }
   uint32_t staged() const { return staged_; }
   int32_t rank() const { return rank_; }
   const Mover& mover() const { return *mover_; }
@@ -84,41 +77,106 @@ class Executor::RankRun {
   void move() {
     mover_->begin(*batches_);
     started = ended = Clock::now();
-    for (size_t batch = 0; batch < batches_->size(); ++batch) {
-      if (staged_ - committed() == sets_) agree_and_commit();
-      mover_->stage(batch);
-      ++staged_;
-      mover_->arrive(batch);
-    }
-    while (committed() < staged_) agree_and_commit();
-    mover_->flush();
+    held_ ? move_as_permitted() : move_at_once();
+    flush();
     ended = Clock::now();
     mover_->finish();
   }
 
+  void move_at_once() {
+    while (staged_ < batches_->size()) {
+      if (!has_free_set()) agree_and_commit();
+      stage_next();
+    }
+    while (counts_.committed < staged_) agree_and_commit();
+  }
+
   void agree_and_commit() {
-    mover_->wait(committed());
+    agree_next();
     commit_next();
   }
 
+  // Whatever can be done is done, the permitted commit before the next stage; a look at the next
+  // fence, which takes no time, comes first and ends the run when a peer has given up.
+  void move_as_permitted() {
+    while (counts_.committed < batches_->size()) {
+      if (mover_->agreed(counts_.agreed)) {
+        count_agreed();
+      } else if (counts_.committed < counts_.agreed && progress_.permits(counts_.committed)) {
+        commit_next();
+      } else if (staged_ < batches_->size() && has_free_set()) {
+        stage_next();
+      } else if (counts_.committed == counts_.agreed) {
+        agree_next();  // there is nothing that a permission could be for
+      } else {
+        await_permission();
+      }
+    }
+  }
+
+  void await_permission() {
+    progress_.await_permission(counts_.committed, cancellation_,
+                               counts_.agreed < staged_ ? kLookSoon : kLookLate);
+    cancellation_.check(text("commit batch ", counts_.committed, " without permission").c_str());
+  }
+
+  bool has_free_set() const { return staged_ - begun_ < sets_; }
+
+  void stage_next() {
+    mover_->stage(staged_);
+    ++staged_;
+    mover_->arrive(staged_ - 1);
+  }
+
+  void agree_next() {
+    mover_->wait(counts_.agreed);
+    count_agreed();
+  }
+
+  void count_agreed() {
+    ++counts_.agreed;
+    progress_.report(index_, counts_);
+  }
+
+  // What a held run counts as committed is in place, for those who wait for it.
   void commit_next() {
-    mover_->commit(committed());
-    committed_.store(committed() + 1, std::memory_order_relaxed);
+    mover_->commit(begun_);
+    ++begun_;
+    if (held_) mover_->land(begun_ - 1);
+    count_committed();
+  }
+
+  void flush() {
+    mover_->flush();
+    count_committed();
+  }
+
+  void count_committed() {
+    counts_.committed = begun_;
+    counts_.agreed = std::max(counts_.agreed, begun_);
+    progress_.report(index_, counts_);
   }
 
   // Stops the engine's other ranks, too.
   void give_up(Error cause) {
     if (is_own_fault(cause)) cause.rank = rank_;
     gave_up_first = cancellation_.cancel(cause.status, cause.rank, cause.what());
+    progress_.wake();
     error = cause;
   }
 
   // Batches that every rank has staged are committed everywhere, hence here; the first that is not
-  // decided is decided against, so that no peer waits for this rank.
+  // decided is decided against, so that no peer waits for this rank. In a held run they are only
+  // counted: whoever reads the slots does not expect a commit any more, so that it is for
+  // settle() to decide.
   void unwind() {
     try {
-      while (mover_->resolve(committed()) && committed() < staged_) commit_next();
-      mover_->flush();
+      if (held_) {
+        while (mover_->resolve(counts_.agreed) && counts_.agreed < staged_) count_agreed();
+      } else {
+        while (mover_->resolve(counts_.committed) && counts_.committed < staged_) commit_next();
+      }
+      flush();
     } catch (...) {
       // The first error is the one to report; what is committed is in progress.
     }
@@ -129,17 +187,21 @@ class Executor::RankRun {
   const std::unique_ptr<Mover> mover_;
   const uint32_t sets_;
   Cancellation& cancellation_;
+  Progress& progress_;
+  const size_t index_;
   const std::vector<RankBatch>* batches_ = nullptr;
+  bool held_ = false;
   uint32_t staged_ = 0;
-  std::atomic<uint32_t>& committed_;  // only this rank writes it
+  uint32_t begun_ = 0;  // batches whose commit was started
+  RankCounts counts_;   // as reported last
 };
 
 Executor::Executor(std::vector<Member> members, uint32_t sets, Cancellation& cancellation,
                    Crew& crew, Progress& progress)
     : crew_(crew), progress_(progress) {
   for (Member& member : members) {
-    ranks_.push_back(std::make_unique<RankRun>(std::move(member), sets, cancellation,
-                                               progress.of(ranks_.size())));
+    ranks_.push_back(
+        std::make_unique<RankRun>(std::move(member), sets, cancellation, progress, ranks_.size()));
   }
 }
 
@@ -148,15 +210,17 @@ Executor::~Executor() {
   crew_.run([this](size_t i) { ranks_[i].reset(); });
 }
 
-RunOutcome Executor::run(Program program) {
+RunOutcome Executor::run(Program program, bool held) {
   program_ = std::move(program);
-  for (size_t i = 0; i < ranks_.size(); ++i) ranks_[i]->reset(program_[i]);
+  for (size_t i = 0; i < ranks_.size(); ++i) ranks_[i]->reset(program_[i], held);
+  progress_.begin(static_cast<uint32_t>(program_[0].size()), held);
   crew_.run([this](size_t i) { ranks_[i]->execute(); });
 
   RunOutcome outcome;
   outcome.error = take_first_error();
   if (outcome.error) {
-    // A rank that has committed a batch proves that all had staged it.
+    // A rank that has committed a batch proves that all had staged it; and, in a held run, that it
+    // was permitted, which is said to all ranks of an engine at once.
     try {
       settle(progress_.most());
     } catch (...) {
@@ -170,6 +234,7 @@ RunOutcome Executor::run(Program program) {
     ended = std::max(ended, rank->ended);
   }
   outcome.seconds = std::chrono::duration<double>(ended - started).count();
+  progress_.end(outcome.error);
   return outcome;
 }
 

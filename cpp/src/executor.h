@@ -1,8 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // Runs a program on all local ranks: stage, agree, commit, and after a failure what was agreed on.
+//
+// A held run commits a batch only once the caller has permitted it, as a model may be reading the
+// slots. Each rank stages as far ahead as in any run and learns that all others have, so that
+// counts of batches go staged >= agreed >= committed. After a failure only fences are decided, so
+// that no peer waits, and what was agreed on is left to settle().
 #pragma once
 
-#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -11,6 +15,7 @@
 #include "crew.h"
 #include "mover.h"
 #include "program.h"
+#include "progress.h"
 
 namespace eplb {
 
@@ -18,18 +23,6 @@ struct RunOutcome {
   uint32_t committed = 0;      // batches in place on every local rank
   double seconds = 0;          // first byte to last commit
   std::optional<Error> error;  // what went wrong first
-};
-
-// Batches that each local rank has committed. Any thread may look.
-class Progress {
- public:
-  explicit Progress(size_t ranks) : committed_(ranks) {}
-  std::atomic<uint32_t>& of(size_t rank) { return committed_[rank]; }
-  uint32_t least() const;
-  uint32_t most() const;
-
- private:
-  std::vector<std::atomic<uint32_t>> committed_;
 };
 
 class Executor {
@@ -42,7 +35,7 @@ class Executor {
            Progress& progress);
   ~Executor();
 
-  RunOutcome run(Program program);
+  RunOutcome run(Program program, bool held);
   // Commits what every rank has staged, up to `batches` in all; returns how many are committed.
   uint32_t settle(uint32_t batches);
   const Mover& mover(size_t member) const;

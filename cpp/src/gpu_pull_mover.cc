@@ -88,6 +88,7 @@ class GpuPullMover : public Mover {
 
   void begin(const std::vector<RankBatch>& batches) override {
     ++epoch_;
+    staged_ = announced_ = 0;
     bytes_in = bytes_out = 0;
     control_->enter(epoch_, static_cast<uint32_t>(batches.size()));
     use_device(ordinal());
@@ -114,16 +115,28 @@ class GpuPullMover : public Mover {
     set.gathered.record(gpu_->gather);
     bytes_in += plan.bytes_in;
     bytes_out += plan.bytes_out;
+    staged_ = batch + 1;
   }
 
-  // The bytes are still on their way, and the host is needed to stage the next batch: wait()
-  // announces this one. Nobody waits for its fence before the one of the batch before is passed.
+  // The bytes are still on their way, and the host is needed to stage the next batch: wait() or
+  // agreed() announces this one. Nobody waits for its fence before the one of the batch before is
+  // passed.
   void arrive(size_t) override {}
 
   void wait(size_t batch) override {
-    await_staged(batch);
-    control_->arrive(epoch_, fence(batch), config_.rank);
+    use_device(ordinal());
+    for (Backoff backoff(kEager); !is_here(batch); backoff.pause()) {
+      cancellation_.check("stage weights");
+    }
+    announce(batch);
     control_->wait(epoch_, fence(batch), config_.rank, cancellation_);
+  }
+
+  bool agreed(size_t batch) override {
+    cancellation_.check("wait for other ranks");
+    use_device(ordinal());
+    if (batch < staged_ && is_here(batch)) announce(batch);
+    return control_->passed(epoch_, fence(batch));
   }
 
   bool resolve(size_t batch) override {
@@ -136,20 +149,14 @@ class GpuPullMover : public Mover {
     events(batch).committed.record(gpu_->commit);
   }
 
-  // Not subject to the cancellation: what was decided is carried out. Pulls and gathers that a
-  // failure has left behind end, too, so that nothing reads peers' memory after the run.
+  void land(size_t batch) override {
+    await_device([&] { return events(batch).committed.done(); });
+  }
+
+  // Pulls and gathers that a failure has left behind end, too, so that nothing reads peers' memory
+  // after the run.
   void flush() override {
-    use_device(ordinal());
-    const auto deadline = std::chrono::steady_clock::now() + kFlushLimit;
-    Backoff backoff(kEager);
-    while (!(gpu_->commit.idle() && gpu_->gather.idle() && gpu_->pull.idle())) {
-      if (std::chrono::steady_clock::now() >= deadline) {
-        throw Error(EPLB_CUDA_ERROR,
-                    text("Cannot commit expert weights: CUDA device ", ordinal(),
-                         " has not finished within ", kFlushLimit.count(), " seconds"));
-      }
-      backoff.pause();
-    }
+    await_device([&] { return gpu_->commit.idle() && gpu_->gather.idle() && gpu_->pull.idle(); });
   }
 
   void finish() override {
@@ -192,11 +199,28 @@ class GpuPullMover : public Mover {
     submit(copies.engine, stream);
   }
 
-  void await_staged(size_t batch) const {
-    use_device(ordinal());
+  bool is_here(size_t batch) const {
     const SetEvents& set = events(batch);
-    for (Backoff backoff(kEager); !(set.gathered.done() && set.pulled.done()); backoff.pause()) {
-      cancellation_.check("stage weights");
+    return set.gathered.done() && set.pulled.done();
+  }
+
+  // Once for each batch.
+  void announce(size_t batch) {
+    if (batch < announced_) return;
+    announced_ = batch + 1;
+    control_->arrive(epoch_, fence(batch), config_.rank);
+  }
+
+  // Not subject to the cancellation: what was decided is carried out.
+  template <class Condition>
+  void await_device(Condition is_done) const {
+    use_device(ordinal());
+    const auto deadline = std::chrono::steady_clock::now() + kFlushLimit;
+    for (Backoff backoff(kEager); !is_done(); backoff.pause()) {
+      if (std::chrono::steady_clock::now() < deadline) continue;
+      throw Error(EPLB_CUDA_ERROR,
+                  text("Cannot commit expert weights: CUDA device ", ordinal(),
+                       " has not finished within ", kFlushLimit.count(), " seconds"));
     }
   }
 
@@ -207,6 +231,7 @@ class GpuPullMover : public Mover {
   std::unique_ptr<Resources> gpu_;
   PullSchedule schedule_;
   uint32_t epoch_ = 0;
+  size_t staged_ = 0, announced_ = 0;  // batches of this run
 };
 
 }  // namespace

@@ -19,8 +19,8 @@
 //
 // Nothing that overwrites slots is ever queued behind an open fence: the host sees that a batch is
 // staged, agrees with the other ranks through the control block (control.h), and enqueues the
-// commit. So a rank that is cancelled or killed leaves work behind that fills staging memory, and
-// nothing else.
+// commit. So a rank that is cancelled or killed leaves work behind that fills staging memory and
+// slots that are written directly, whose bytes are given up, and nothing else.
 #pragma once
 
 #include <memory>

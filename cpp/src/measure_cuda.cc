@@ -13,6 +13,7 @@
 #include "digest.h"
 #include "kernels.h"
 #include "measure.h"
+#include "timed_event.h"
 
 namespace eplb {
 namespace {
@@ -23,24 +24,6 @@ constexpr uint32_t kMostRepeats = 1 << 16;
 constexpr uint32_t kPullBlocks = 32;
 
 [[noreturn]] void refuse(const std::string& message) { throw Error(EPLB_INVALID_ARGUMENT, message); }
-
-class TimedEvent {
- public:
-  TimedEvent() { EPLB_CUDA(cudaEventCreate(&event_)); }
-  TimedEvent(TimedEvent&& other) noexcept : event_(std::exchange(other.event_, nullptr)) {}
-  ~TimedEvent() {
-    if (event_ != nullptr) (void)cudaEventDestroy(event_);
-  }
-  void record(cudaStream_t stream) const { EPLB_CUDA(cudaEventRecord(event_, stream)); }
-  double seconds_since(const TimedEvent& start) const {
-    float milliseconds = 0;
-    EPLB_CUDA(cudaEventElapsedTime(&milliseconds, start.event_, event_));
-    return milliseconds / 1e3;
-  }
-
- private:
-  cudaEvent_t event_ = nullptr;
-};
 
 void enable_peer(int32_t ordinal, int32_t peer) {
   use_device(ordinal);

@@ -2,9 +2,10 @@
 // What a transport does for one local rank. The executor drives it on the rank's own thread:
 //
 //   begin · (stage · arrive) for each batch, at most `sets` batches ahead of · (wait · commit) ·
-//   finish
+//   flush · finish
 //
-// and, after a failure, resolve · commit for the batches that were already decided.
+// and, after a failure, resolve · commit for the batches that were already decided. In a held run
+// (executor.h) agreed() stands beside wait(), commits come later, and land() follows each.
 #pragma once
 
 #include <atomic>
@@ -16,23 +17,26 @@
 #include <vector>
 
 #include "device.h"
+#include "eplb.h"
 #include "error.h"
 
 namespace eplb {
 
-// One operation of a program, for one rank; fields as in eplb.h.
+// One operation of a program, for one rank; fields as in eplb.h, the code without its flag.
 struct Operation {
   int32_t round, code, layer, slot, peer, peer_slot;
+  bool direct = false;  // the slot may be written while the batch is staged
+  bool takes_cell() const { return code != EPLB_OP_SEND && !direct; }
 };
 
-// What one rank does in one batch of layers. Receives and copies each take one staging cell, in the
-// order of `operations`: cell c holds the c-th RECEIVE or COPY.
+// What one rank does in one batch of layers. Receives and copies that are not direct each take one
+// staging cell, in the order of `operations`: cell c holds the c-th of them.
 struct RankBatch {
   std::vector<Operation> operations;  // SEND, RECEIVE and COPY, sorted by round
   struct Commit {
     int32_t layer, slot, cell;
   };
-  std::vector<Commit> commits;  // every slot that changes, duplicates included
+  std::vector<Commit> commits;  // every slot that changes, duplicates included; not direct ones
 };
 
 // Addresses of one rank's weights, as seen by this process.
@@ -101,12 +105,19 @@ class Mover {
   // Returns once every rank has staged the batch: from then on it will be committed everywhere.
   // Throws on timeout, cancellation or a peer's failure; then resolve() says how it ended.
   virtual void wait(size_t batch) = 0;
+  // wait() without waiting: true where it would return now. Throws where wait() would, and when
+  // cancelled. A batch that this rank has not staged yet may be asked for, as peers may have given
+  // up on it.
+  virtual bool agreed(size_t batch) = 0;
   // After a failure, without waiting: is the batch known to be staged everywhere? Once false was
   // answered for a batch, no rank of this process' shared control block will ever commit it.
   virtual bool resolve(size_t batch) = 0;
   // Starts copying the staged batch into the slots. Ordered before the next stage() of the same
   // set.
   virtual void commit(size_t batch) = 0;
+  // Returns when the commit of the batch, the latest that was started, is in place here. Does not
+  // wait for what is being staged.
+  virtual void land(size_t batch) = 0;
   // Returns when every commit is in place here.
   virtual void flush() = 0;
   // Waits until every rank has flushed: peers' slots may be read again.

@@ -18,6 +18,7 @@ constexpr std::chrono::microseconds kEager{50};
 constexpr std::chrono::seconds kFlushLimit{60};
 constexpr std::chrono::milliseconds kDrainLimit{2000};
 constexpr uint64_t kUploadBytes = uint64_t{1} << 20;
+constexpr uint64_t kLeastBytes = 256;  // of an allocation, where all tensors are small
 
 // Warm-up messages: NCCL's protocols for short and for long ones each want their connections.
 constexpr uint64_t kShortMessage = 1024;
@@ -46,7 +47,7 @@ struct NcclMover::Resources {
         reports((config.staging.sets + 1) * sizeof(FenceReport)),
         giving_up(sizeof(uint32_t)),
         upload(kUploadBytes),
-        staging(config.device, config.staging.sets * layout.set_bytes()),
+        staging(config.device, std::max(config.staging.sets * layout.set_bytes(), kLeastBytes)),
         scratch(config.device, 2 * kLongMessage + 2 * sizeof(uint64_t)) {}
 
   // Two numbers behind the warm-up's two messages.
@@ -59,8 +60,8 @@ struct NcclMover::Resources {
   PinnedMemory giving_up;               // one word
   PinnedMemory upload;
   Allocation staging, scratch;
-  Allocation send_packs, lists;  // these grow with the programs
-  uint64_t send_pack_bytes = 0, list_bytes = 0;
+  Allocation packs, send_packs, lists;  // these grow with the programs
+  uint64_t pack_bytes = 0, send_pack_bytes = 0, list_bytes = 0;
   std::vector<Allocation> outgrown;
 };
 
@@ -75,8 +76,9 @@ NcclMover::NcclMover(const MoverConfig& config, const NcclIdBlob& id,
   const uint64_t slot_tensors = uint64_t{1} * weights.layers * weights.slots * weights.tensors;
   // Every slot copied, committed and packed once: more than most programs need.
   grow(&gpu_->list_bytes, &gpu_->lists, 3 * slot_tensors * (sizeof(Piece) + sizeof(uint64_t)));
-  grow(&gpu_->send_pack_bytes, &gpu_->send_packs,
-       config.staging.sets * config.staging.cells * layout_.pack_bytes);
+  const uint64_t pack_bytes = config.staging.sets * config.staging.cells * layout_.pack_bytes;
+  grow(&gpu_->pack_bytes, &gpu_->packs, pack_bytes);
+  grow(&gpu_->send_pack_bytes, &gpu_->send_packs, pack_bytes);
   communicator_ = std::make_unique<NcclCommunicator>(config, id, cancellation);
 }
 
@@ -123,9 +125,12 @@ void NcclMover::begin(const std::vector<RankBatch>& batches) {
     StagingAddresses addresses;
     addresses.sets = sets;
     addresses.send_experts = most_sent(batches);
+    addresses.pack_experts = most_packed(batches);
+    grow(&gpu_->pack_bytes, &gpu_->packs, sets * addresses.pack_experts * layout_.pack_bytes);
     grow(&gpu_->send_pack_bytes, &gpu_->send_packs,
          sets * addresses.send_experts * layout_.pack_bytes);
     addresses.cells = gpu_->staging.address();
+    addresses.packs = gpu_->packs.address();
     addresses.send_packs = gpu_->send_packs.address();
     schedule_ = make_schedule(batches, config_.weights, layout_, addresses);
     upload();
@@ -163,7 +168,8 @@ void NcclMover::grow(uint64_t* capacity, Allocation* memory, uint64_t bytes) {
   std::swap(*memory, larger);
   if (*capacity > 0) gpu_->outgrown.push_back(std::move(larger));
   *capacity = std::max(bytes, 2 * *capacity);
-  staging_bytes = config_.staging.sets * layout_.set_bytes() + gpu_->send_pack_bytes;
+  staging_bytes =
+      config_.staging.sets * layout_.set_bytes() + gpu_->pack_bytes + gpu_->send_pack_bytes;
 }
 
 WorkList<Piece> NcclMover::work(const IndexRange& range) const {
@@ -207,11 +213,32 @@ void NcclMover::arrive(size_t batch) {
 
 void NcclMover::wait(size_t batch) {
   guarded([&] { await_fence(batch, text("commit batch ", batch).c_str()); });
+  count_bytes(batch);
+}
+
+bool NcclMover::agreed(size_t batch) {
+  bool there = false;
+  guarded([&] {
+    const std::string what = text("commit batch ", batch);
+    cancellation_.check(what.c_str());
+    use_device(config_.device->ordinal());
+    (void)gpu_->transfer.idle();  // throws what went wrong on the device
+    there = reached(batch, what.c_str());
+  });
+  if (there) count_bytes(batch);
+  return there;
+}
+
+void NcclMover::count_bytes(size_t batch) {
   bytes_in += schedule_.batches[batch].bytes_in;
   bytes_out += schedule_.batches[batch].bytes_out;
 }
 
-bool NcclMover::resolve(size_t batch) { return passed(batch); }
+// A rank that did not fail in NCCL's calls, but in the executor's, has still to leave.
+bool NcclMover::resolve(size_t batch) {
+  if (communicator_ != nullptr) give_up();
+  return passed(batch);
+}
 
 void NcclMover::commit(size_t batch) {
   use_device(config_.device->ordinal());
@@ -219,11 +246,20 @@ void NcclMover::commit(size_t batch) {
   events(batch).committed.record(gpu_->commit);
 }
 
-// Not subject to the cancellation: what was decided is carried out.
+void NcclMover::land(size_t batch) {
+  await_commits([&] { return events(batch).committed.done(); });
+}
+
 void NcclMover::flush() {
+  await_commits([&] { return gpu_->commit.idle(); });
+}
+
+// Not subject to the cancellation: what was decided is carried out.
+template <class Condition>
+void NcclMover::await_commits(Condition is_done) const {
   use_device(config_.device->ordinal());
   const auto deadline = std::chrono::steady_clock::now() + kFlushLimit;
-  for (Backoff backoff(kEager); !gpu_->commit.idle(); backoff.pause()) {
+  for (Backoff backoff(kEager); !is_done(); backoff.pause()) {
     if (std::chrono::steady_clock::now() < deadline) continue;
     throw Error(EPLB_CUDA_ERROR,
                 text("Cannot commit expert weights: CUDA device ", config_.device->ordinal(),
@@ -315,15 +351,23 @@ void NcclMover::raise_fence(size_t fence, const char* what) {
 
 void NcclMover::await_fence(size_t fence, const char* what) {
   Backoff backoff(kEager);
-  while (__atomic_load_n(&report(fence)->fence, __ATOMIC_ACQUIRE) != fence_number(fence)) {
+  while (!reached(fence, what)) {
+    if (backoff.pause()) (void)gpu_->transfer.idle();  // throws what went wrong on the device
+  }
+}
+
+// Whether the fence's sum is here. Throws if it is wrong, or something ends the wait for it.
+bool NcclMover::reached(size_t fence, const char* what) {
+  if (__atomic_load_n(&report(fence)->fence, __ATOMIC_ACQUIRE) != fence_number(fence)) {
     cancellation_.check(what);
     communicator_->check(what);
-    if (backoff.pause()) (void)gpu_->transfer.idle();  // throws what went wrong on the device
+    return false;
   }
   if (!passed(fence)) {
     throw Error(EPLB_PEER_FAILED,
                 text("Cannot ", what, ": another rank gave up before, or runs another program"));
   }
+  return true;
 }
 
 std::unique_ptr<Mover> make_nccl_mover(const MoverConfig& config, const NcclIdBlob& id,

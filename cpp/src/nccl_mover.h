@@ -21,6 +21,8 @@
 //    fence, and so all groups before it were genuine, does the sum come out right, whatever else is
 //    in NCCL's buffers. A wrong sum is a peer that failed.
 //
+// What is received directly into slots is no danger: those slots' bytes are given up.
+//
 // A right sum stays right: it may arrive after this rank has given up, and the batch is committed
 // then (resolve). If another rank has seen it and this one has not, settling commits the batch:
 // commits need their stream and the staging memory, and no NCCL.
@@ -53,8 +55,10 @@ class NcclMover : public Mover {
   void stage(size_t batch) override;
   void arrive(size_t batch) override;
   void wait(size_t batch) override;
+  bool agreed(size_t batch) override;
   bool resolve(size_t batch) override;
   void commit(size_t batch) override;
+  void land(size_t batch) override;
   void flush() override;
   void finish() override;
 
@@ -74,8 +78,12 @@ class NcclMover : public Mover {
   uint64_t fence_number(size_t fence) const;
   uint64_t proof(size_t fence, int32_t rank) const;
   bool passed(size_t fence) const;
+  void count_bytes(size_t batch);
   void raise_fence(size_t fence, const char* what);
+  bool reached(size_t fence, const char* what);
   void await_fence(size_t fence, const char* what);
+  template <class Condition>
+  void await_commits(Condition is_done) const;
   void exchange_with_all(uint64_t bytes, const char* what);
   void grow(uint64_t* capacity, Allocation* memory, uint64_t bytes);
   void upload();

@@ -20,6 +20,17 @@ uint64_t align(uint64_t bytes, uint64_t alignment) {
   return (bytes + alignment - 1) / alignment * alignment;
 }
 
+// The most operations of one batch that `count` chooses.
+template <class Count>
+uint64_t most_of(const std::vector<RankBatch>& batches, Count count) {
+  uint64_t most = 0;
+  for (const RankBatch& batch : batches) {
+    const auto number = std::count_if(batch.operations.begin(), batch.operations.end(), count);
+    most = std::max(most, static_cast<uint64_t>(number));
+  }
+  return most;
+}
+
 // Lowers one batch. Appends to the schedule; the kinds of pieces are gathered apart first, because
 // each has to be one range.
 class BatchBuilder {
@@ -32,7 +43,7 @@ class BatchBuilder {
         expert_bytes_(
             std::accumulate(weights.tensor_bytes.begin(), weights.tensor_bytes.end(), uint64_t{0})),
         cells_(staging.cells + set * layout.set_bytes()),
-        packs_(cells_ + layout.cells * layout.cell_bytes),
+        packs_(staging.packs + set * staging.pack_experts * layout.pack_bytes),
         send_packs_(staging.send_packs + set * staging.send_experts * layout.pack_bytes) {}
 
   void append_to(Schedule* schedule) {
@@ -51,12 +62,12 @@ class BatchBuilder {
   }
 
  private:
-  // Cells go to receives and copies in the order of operations.
+  // Cells go to receives and copies that are not direct, in the order of operations.
   void number_cells() {
     cell_of_.assign(batch_.operations.size(), 0);
     uint32_t cells = 0;
     for (size_t i = 0; i < batch_.operations.size(); ++i) {
-      if (batch_.operations[i].code != EPLB_OP_SEND) cell_of_[i] = cells++;
+      if (batch_.operations[i].takes_cell()) cell_of_[i] = cells++;
     }
     if (cells > layout_.cells) {
       throw Error(EPLB_INVALID_ARGUMENT, text("Cannot stage a batch: it needs ", cells,
@@ -116,11 +127,18 @@ class BatchBuilder {
     const int32_t peer = batch_.operations[group.front()].peer;
     const uint64_t packs = packs_ + next_pack_ * layout_.pack_bytes;
     for (const uint32_t i : group) {
-      pack_of_[cell_of_[i]] = next_pack_++;
+      const Operation& operation = batch_.operations[i];
+      const uint32_t pack = next_pack_++;
+      if (operation.takes_cell()) pack_of_[cell_of_[i]] = pack;
       for (int32_t tensor = 0; tensor < weights_.tensors; ++tensor) {
-        if (layout_.small[tensor]) continue;
-        schedule->messages.push_back(
-            {false, peer, staged(cell_of_[i], tensor), weights_.tensor_bytes[tensor]});
+        const uint64_t slot = weights_.at(operation.layer, tensor, operation.slot);
+        const uint64_t bytes = weights_.tensor_bytes[tensor];
+        if (!layout_.small[tensor]) {
+          const uint64_t target = operation.direct ? slot : staged(cell_of_[i], tensor);
+          schedule->messages.push_back({false, peer, target, bytes});
+        } else if (operation.direct) {
+          commit_.push_back({slot, in_pack(pack, tensor), bytes});
+        }
       }
     }
     add_packs({false, peer, packs, group.size() * layout_.pack_bytes}, schedule);
@@ -135,10 +153,12 @@ class BatchBuilder {
   void add_copies(const std::vector<uint32_t>& group) {
     for (const uint32_t i : group) {
       const Operation& operation = batch_.operations[i];
-      pack_of_[cell_of_[i]] = next_pack_++;
+      if (!operation.direct) pack_of_[cell_of_[i]] = next_pack_++;
       for (int32_t tensor = 0; tensor < weights_.tensors; ++tensor) {
-        copy_.push_back({staged(cell_of_[i], tensor),
-                         weights_.at(operation.layer, tensor, operation.peer_slot),
+        const uint64_t target = operation.direct
+                                    ? weights_.at(operation.layer, tensor, operation.slot)
+                                    : staged(cell_of_[i], tensor);
+        copy_.push_back({target, weights_.at(operation.layer, tensor, operation.peer_slot),
                          weights_.tensor_bytes[tensor]});
       }
     }
@@ -154,9 +174,12 @@ class BatchBuilder {
 
   // Where a cell's tensor lies in the staging set; the cell must have its pack by now.
   uint64_t staged(uint32_t cell, int32_t tensor) const {
-    const uint64_t base = layout_.small[tensor] ? packs_ + pack_of_[cell] * layout_.pack_bytes
-                                                : cells_ + cell * layout_.cell_bytes;
-    return base + layout_.offset[tensor];
+    if (layout_.small[tensor]) return in_pack(pack_of_[cell], tensor);
+    return cells_ + cell * layout_.cell_bytes + layout_.offset[tensor];
+  }
+
+  uint64_t in_pack(uint32_t pack, int32_t tensor) const {
+    return packs_ + pack * layout_.pack_bytes + layout_.offset[tensor];
   }
 
   static IndexRange append(const std::vector<Piece>& pieces, Schedule* schedule) {
@@ -190,18 +213,15 @@ StagingLayout::StagingLayout(const WeightsView& weights, const StagingPlan& plan
   }
 }
 
-uint64_t StagingLayout::set_bytes() const {
-  return align(cells * (cell_bytes + pack_bytes), kLargeAlignment);
-}
+uint64_t StagingLayout::set_bytes() const { return cells * cell_bytes; }
 
 uint64_t most_sent(const std::vector<RankBatch>& batches) {
-  uint64_t most = 0;
-  for (const RankBatch& batch : batches) {
-    const auto sent = std::count_if(batch.operations.begin(), batch.operations.end(),
-                                    [](const Operation& o) { return o.code == EPLB_OP_SEND; });
-    most = std::max(most, static_cast<uint64_t>(sent));
-  }
-  return most;
+  return most_of(batches, [](const Operation& o) { return o.code == EPLB_OP_SEND; });
+}
+
+uint64_t most_packed(const std::vector<RankBatch>& batches) {
+  return most_of(batches,
+                 [](const Operation& o) { return o.code == EPLB_OP_RECEIVE || o.takes_cell(); });
 }
 
 Schedule make_schedule(const std::vector<RankBatch>& batches, const WeightsView& weights,

@@ -8,8 +8,12 @@
 // packed, and the commit unpacks them.
 //
 //   staging set   [cells] x large tensors, each aligned to 256 bytes
-//                 [cells] x pack of small tensors, each aligned to 16 bytes
-//   send packs    [experts sent in a batch] x pack
+//   packs         [experts packed in a batch] x small tensors, each aligned to 16 bytes
+//   send packs    [experts sent in a batch] x the same
+//
+// A direct operation takes no cell: its large tensors go straight into the slot. But its small ones
+// are part of a message whose sender does not know of the flag, so they take a pack; the commit
+// unpacks them, too. A direct copy inside a rank takes neither.
 //
 // Both ends derive the same messages in the same order from the operations between them.
 #pragma once
@@ -36,8 +40,9 @@ struct StagingLayout {
 // Where the staging memory of a rank is.
 struct StagingAddresses {
   uint64_t cells = 0;       // [sets] staging sets
+  uint64_t packs = 0;       // [sets][pack_experts] packs
   uint64_t send_packs = 0;  // [sets][send_experts] packs
-  uint64_t sets = 0, send_experts = 0;
+  uint64_t sets = 0, pack_experts = 0, send_experts = 0;
 };
 
 struct Message {
@@ -60,8 +65,9 @@ struct Schedule {
   std::vector<BatchSchedule> batches;
 };
 
-// The most experts that one batch sends.
+// The most experts that one batch sends, and the most whose small tensors it holds in packs.
 uint64_t most_sent(const std::vector<RankBatch>& batches);
+uint64_t most_packed(const std::vector<RankBatch>& batches);
 // Throws EPLB_INVALID_ARGUMENT for a batch that needs more cells than there are.
 Schedule make_schedule(const std::vector<RankBatch>& batches, const WeightsView& weights,
                        const StagingLayout& layout, const StagingAddresses& staging);

@@ -2,6 +2,7 @@
 // Stands in for device_cuda.cu, and what needs a GPU, in a build without CUDA.
 #include "cuda_query.h"
 #include "device.h"
+#include "dispatch.h"
 #include "error.h"
 #include "gpu_peers.h"
 #include "gpu_pull_mover.h"
@@ -36,6 +37,11 @@ void measure_products(const eplb_product_measure& what, double*) {
 }
 
 bool cuda_peer_access(int32_t ordinal, int32_t) { refuse("reach peers of", ordinal); }
+
+std::unique_ptr<DispatchDevice> make_cuda_dispatch(int32_t ordinal, const DispatchShape&,
+                                                   const DispatchArrays&) {
+  refuse("dispatch on", ordinal);
+}
 
 std::string pci_bus_id(int32_t ordinal) { refuse("name", ordinal); }
 

@@ -19,14 +19,16 @@ struct BatchWords {
   int32_t first_layer, end_layer;
 };
 struct OperationWords {
-  int32_t batch, round, rank, code, layer, slot, peer, peer_slot;
+  int32_t batch, round, rank, flagged_code, layer, slot, peer, peer_slot;
+  int32_t code() const { return flagged_code & ~EPLB_OP_DIRECT; }
+  bool is_direct() const { return (flagged_code & EPLB_OP_DIRECT) != 0; }
 };
 static_assert(sizeof(Header) == EPLB_PROGRAM_HEADER_WORDS * sizeof(int32_t));
 static_assert(sizeof(BatchWords) == EPLB_PROGRAM_BATCH_WORDS * sizeof(int32_t));
 static_assert(sizeof(OperationWords) == EPLB_PROGRAM_OP_WORDS * sizeof(int32_t));
 
 // What a batch has put where, by local rank, layer and slot.
-constexpr int32_t kUntouched = -1, kDuplicated = -2;  // else the staging cell
+constexpr int32_t kUntouched = -1, kDuplicated = -2, kDirect = -3;  // else the staging cell
 
 [[noreturn]] void refuse(const std::string& message) {
   throw Error(EPLB_INVALID_ARGUMENT, "Cannot run program: " + message);
@@ -60,6 +62,7 @@ class Parser {
     written_.assign(locals_ * limits_.layers * limits_.slots, kUntouched);
     for (int32_t i = 0; i < header_.operations; ++i) add_transfer(i, program);
     for (int32_t i = 0; i < header_.operations; ++i) add_duplicate(i, program);
+    for (int32_t i = 0; i < header_.operations; ++i) check_source(i);
     return program;
   }
 
@@ -109,16 +112,21 @@ class Parser {
     };
     if (!inside(op.batch, header_.batches)) wrong(text("has batch ", op.batch));
     if (op.round < 0) wrong(text("has round ", op.round));
-    if (op.code < EPLB_OP_SEND || op.code > EPLB_OP_DUPLICATE) wrong(text("has code ", op.code));
+    if (op.code() < EPLB_OP_SEND || op.code() > EPLB_OP_DUPLICATE) {
+      wrong(text("has code ", op.flagged_code));
+    }
+    if (op.is_direct() && op.code() != EPLB_OP_RECEIVE && op.code() != EPLB_OP_COPY) {
+      wrong(text("is a ", name_of(op.code()), ", which cannot be direct"));
+    }
     if (!inside(op.rank, limits_.world) || local_of_[op.rank] < 0) {
       wrong(text("is of rank ", op.rank, ", which is not of this engine"));
     }
     if (!inside(op.peer, limits_.world)) {
       wrong(text("has peer ", op.peer, " in a world of ", limits_.world));
     }
-    const bool transfer = op.code == EPLB_OP_SEND || op.code == EPLB_OP_RECEIVE;
+    const bool transfer = op.code() == EPLB_OP_SEND || op.code() == EPLB_OP_RECEIVE;
     if (transfer == (op.peer == op.rank)) {
-      wrong(text("is a ", name_of(op.code), " of rank ", op.rank, " with peer ", op.peer));
+      wrong(text("is a ", name_of(op.code()), " of rank ", op.rank, " with peer ", op.peer));
     }
     const BatchWords& batch = batches_[op.batch];
     if (op.layer < batch.first_layer || op.layer >= batch.end_layer) {
@@ -146,10 +154,10 @@ class Parser {
     for (int32_t i = 0; i < header_.operations; ++i) {
       const OperationWords& op = operations_[i];
       if (local_of_[op.peer] < 0) continue;
-      if (op.code == EPLB_OP_SEND) {
+      if (op.code() == EPLB_OP_SEND) {
         sends.push_back(
             {{op.batch, op.round, op.rank, op.peer, op.layer, op.slot, op.peer_slot}, i});
-      } else if (op.code == EPLB_OP_RECEIVE) {
+      } else if (op.code() == EPLB_OP_RECEIVE) {
         receives.push_back(
             {{op.batch, op.round, op.peer, op.rank, op.layer, op.peer_slot, op.slot}, i});
       }
@@ -170,7 +178,7 @@ class Parser {
     }
     if (sends.size() != receives.size()) {
       const int32_t index = sends.size() > common ? sends[common].index : receives[common].index;
-      refuse(text("operation ", index, ", a ", name_of(operations_[index].code),
+      refuse(text("operation ", index, ", a ", name_of(operations_[index].code()),
                   ", has no other end"));
     }
   }
@@ -192,10 +200,12 @@ class Parser {
 
   void add_transfer(int32_t index, Program& program) {
     const OperationWords& op = operations_[index];
-    if (op.code == EPLB_OP_DUPLICATE) return;
+    if (op.code() == EPLB_OP_DUPLICATE) return;
     RankBatch& batch = program[local_of_[op.rank]][op.batch];
-    batch.operations.push_back({op.round, op.code, op.layer, op.slot, op.peer, op.peer_slot});
-    if (op.code == EPLB_OP_SEND) return;
+    batch.operations.push_back(
+        {op.round, op.code(), op.layer, op.slot, op.peer, op.peer_slot, op.is_direct()});
+    if (op.code() == EPLB_OP_SEND) return;
+    if (op.is_direct()) return write_slot(index, kDirect);
     const int32_t cell = static_cast<int32_t>(batch.commits.size());
     if (cell >= limits_.staging_cells) {
       refuse(text("operation ", index, " needs staging cell ", cell, " of rank ", op.rank,
@@ -207,15 +217,30 @@ class Parser {
 
   void add_duplicate(int32_t index, Program& program) {
     const OperationWords& op = operations_[index];
-    if (op.code != EPLB_OP_DUPLICATE) return;
+    if (op.code() != EPLB_OP_DUPLICATE) return;
     // A layer belongs to one batch, so a cell found here is of this batch.
     const int32_t cell = written(op, op.peer_slot);
+    if (cell == kDirect) {
+      refuse(text("operation ", index, " duplicates layer ", op.layer, ", slot ", op.peer_slot,
+                  " of rank ", op.rank, ", which is written directly"));
+    }
     if (cell < 0) {
       refuse(text("operation ", index, " duplicates layer ", op.layer, ", slot ", op.peer_slot,
                   " of rank ", op.rank, ", which its batch neither receives nor copies"));
     }
     write_slot(index, kDuplicated);
     program[local_of_[op.rank]][op.batch].commits.push_back({op.layer, op.slot, cell});
+  }
+
+  // A slot that is written while a batch is staged has no bytes for others to stage.
+  void check_source(int32_t index) {
+    const OperationWords& op = operations_[index];
+    if (op.code() != EPLB_OP_SEND && op.code() != EPLB_OP_COPY) return;
+    const int32_t slot = op.code() == EPLB_OP_SEND ? op.slot : op.peer_slot;
+    if (written(op, slot) == kDirect) {
+      refuse(text("operation ", index, ", a ", name_of(op.code()), ", reads layer ", op.layer,
+                  ", slot ", slot, " of rank ", op.rank, ", which is written directly"));
+    }
   }
 
   const ProgramLimits& limits_;

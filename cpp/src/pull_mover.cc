@@ -57,13 +57,18 @@ class PullMover : public Mover {
       }
       if (operation.code == EPLB_OP_RECEIVE) bytes_in += expert_bytes_;
       gather(operation, cell);
-      cell += layout_.bytes;
+      if (operation.takes_cell()) cell += layout_.bytes;
     }
   }
 
   void arrive(size_t batch) override { control_->arrive(epoch_, fence(batch), rank_); }
 
   void wait(size_t batch) override { control_->wait(epoch_, fence(batch), rank_, cancellation_); }
+
+  bool agreed(size_t batch) override {
+    cancellation_.check("wait for other ranks");
+    return control_->passed(epoch_, fence(batch));
+  }
 
   bool resolve(size_t batch) override {
     return control_->resolve(epoch_, fence(batch), rank_, cancellation_.cause());
@@ -79,7 +84,8 @@ class PullMover : public Mover {
     }
   }
 
-  void flush() override {}  // memcpy is done when it returns
+  void land(size_t) override {}  // memcpy is done when it returns
+  void flush() override {}
 
   void finish() override {
     arrive(batches_->size());
@@ -93,11 +99,13 @@ class PullMover : public Mover {
     return staging_.address() + batch % sets_ * cells_ * layout_.bytes;
   }
 
+  // Into the cell; or into the slot itself, if that is given up.
   void gather(const Operation& operation, uint64_t cell) {
     const WeightsView& source = (*views_)[operation.peer];
     for (int32_t tensor = 0; tensor < own_.tensors; ++tensor) {
       const uint64_t from = source.at(operation.layer, tensor, operation.peer_slot);
-      const uint64_t to = cell + layout_.offset[tensor];
+      const uint64_t to = operation.direct ? own_.at(operation.layer, tensor, operation.slot)
+                                           : cell + layout_.offset[tensor];
       const uint64_t bytes = own_.tensor_bytes[tensor];
       for (uint64_t done = 0; done < bytes;) {
         const uint64_t piece = std::min(bytes - done, kStride - unchecked_);

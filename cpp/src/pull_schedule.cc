@@ -95,9 +95,10 @@ class BatchBuilder {
         own_((*task.sources)[task.rank].weights),
         layout_(own_.tensor_bytes),
         set_address_(task.staging_address + set * task.staging.cells * layout_.bytes) {
-    // Cells go to receives and copies in the order of operations.
+    // Cells go to them in the order of operations.
     for (const Operation& operation : batch.operations) {
-      if (operation.code != EPLB_OP_SEND) arrivals_.push_back(&operation);
+      if (operation.takes_cell()) arrivals_.push_back(&operation);
+      if (operation.direct) direct_.push_back(&operation);
     }
   }
 
@@ -144,21 +145,31 @@ class BatchBuilder {
     return all;
   }
 
-  // Memory of two layers or ranks is never one piece: it may be two allocations side by side.
   void gather(int32_t tensor, const std::vector<bool>& staged, std::vector<Piece>* pull,
               Lists* local) const {
     const Operation* before = nullptr;
     for (size_t cell = 0; cell < arrivals_.size(); ++cell) {
       if (!staged[cell]) continue;
-      const Operation& operation = *arrivals_[cell];
-      const PullSource& source = (*task_.sources)[operation.peer];
-      const bool follows =
-          before != nullptr && before->layer == operation.layer && before->peer == operation.peer;
-      add({in_cell(tensor, cell), source.weights.at(operation.layer, tensor, operation.peer_slot),
-           own_.tensor_bytes[tensor]},
-          follows, is_small(tensor) || source.same_gpu ? local_list(tensor, local) : pull);
-      before = &operation;
+      take(tensor, *arrivals_[cell], in_cell(tensor, cell), before, pull, local);
+      before = arrivals_[cell];
     }
+    before = nullptr;
+    for (const Operation* operation : direct_) {
+      const uint64_t slot = own_.at(operation->layer, tensor, operation->slot);
+      take(tensor, *operation, slot, before, pull, local);
+      before = operation;
+    }
+  }
+
+  // Memory of two layers or ranks is never one piece: it may be two allocations side by side.
+  void take(int32_t tensor, const Operation& operation, uint64_t target, const Operation* before,
+            std::vector<Piece>* pull, Lists* local) const {
+    const PullSource& source = (*task_.sources)[operation.peer];
+    const bool follows =
+        before != nullptr && before->layer == operation.layer && before->peer == operation.peer;
+    add({target, source.weights.at(operation.layer, tensor, operation.peer_slot),
+         own_.tensor_bytes[tensor]},
+        follows, is_small(tensor) || source.same_gpu ? local_list(tensor, local) : pull);
   }
 
   void commit(int32_t tensor, const std::vector<Write>& step, Lists* lists) const {
@@ -202,6 +213,7 @@ class BatchBuilder {
   const CellLayout layout_;
   const uint64_t set_address_;
   std::vector<const Operation*> arrivals_;  // [cells]
+  std::vector<const Operation*> direct_;
 };
 
 }  // namespace

@@ -11,6 +11,8 @@
 // copy waits for those that read what it overwrites, which is what the steps are for; copies in a
 // circle would wait for each other, so one of each circle is staged.
 //
+// What is direct takes no commit: pull and gather put it into its slot, also from inside the rank.
+//
 // A small tensor is not worth a copy engine's start: all of a batch go with one launch of the copy
 // kernel, which reads other GPUs' memory where it is. Large ones of gather and commit go with them,
 // or by copy engine, if no multiprocessor is to be taken from others.

@@ -31,6 +31,12 @@ template <>
 constexpr uint32_t kFirstBytes<eplb_copy_measure> = 40;
 template <>
 constexpr uint32_t kFirstBytes<eplb_product_measure> = 32;
+template <>
+constexpr uint32_t kFirstBytes<eplb_run_config> = 24;
+template <>
+constexpr uint32_t kFirstBytes<eplb_dispatch_config> = 24;
+template <>
+constexpr uint32_t kFirstBytes<eplb_dispatch_call> = 72;
 
 // The caller's struct; fields that it lacks are 0.
 template <class Struct>

@@ -140,6 +140,44 @@ TEST("eplb_engine_run() swaps slots, and sends one slot to many") {
   }
 }
 
+TEST("random programs with direct operations put every expert where the naive model puts it") {
+  std::mt19937_64 random(6);
+  const Shape shape = {6, 6, {256 << 10, 100003, 7168, 5}};
+  for (const bool copy_engine_only : {false, true}) {
+    for (const uint32_t world : {1u, 3u}) {
+      Script script = random_script(shape, world, shape.slots, random);
+      make_direct(&script, random);
+      const PullOptions options = {cells_needed(script), 2, 8192, copy_engine_only, world == 3};
+      const GpuWorld all(shape, world, options, world == 3);
+      const std::vector<Bytes> before = all.fill(random);
+      for (const RunReport& report : all.run_all(script)) CHECK_EQ(report.outcome.error, "");
+      all.expect(script.apply(before, count(script)), "after a run");
+    }
+  }
+}
+
+TEST("a held run commits what is permitted, stages ahead, and ends at once when aborted") {
+  std::mt19937_64 random(7);
+  const Shape shape = {16, 4, {1 << 20, 7168, 3}};
+  for (const bool per_rank : {false, true}) {
+    for (const uint32_t sets : {1u, 3u}) {
+      const GpuWorld all(shape, 3, {4, sets, 8192, sets == 3, false}, per_rank);
+      std::vector<Bytes> expected = all.fill(random);
+      Script script = random_script(shape, 3, 4, random);
+      run_held(all.engines, script, count(script), sets);
+      expected = script.apply(expected, count(script));
+      all.expect(expected, "after a held run");
+      script = random_script(shape, 3, 4, random);
+      const auto start = std::chrono::steady_clock::now();
+      run_held(all.engines, script, 3, sets);
+      const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
+      CHECK(took.count() < 5);
+      expected = script.apply(expected, 3);
+      all.expect(expected, "after an abort");
+    }
+  }
+}
+
 TEST("eplb_engine_abort() at any moment ends the run soon and leaves whole batches") {
   std::mt19937_64 random(3);
   const Shape shape = {40, 2, {100000, 7168, 3}};

@@ -37,7 +37,8 @@ TEST("every entry refuses handle 0 and a handle that never was") {
               static_cast<const void*>(&word), &word, uint64_t{1});
     MUST_FAIL(EPLB_INVALID_HANDLE, "engine", eplb_engine_seal, handle);
     MUST_FAIL(EPLB_INVALID_HANDLE, "engine", eplb_engine_settle, handle, 0u, &count);
-    MUST_FAIL(EPLB_INVALID_HANDLE, "engine", eplb_engine_progress, handle, &count);
+    MUST_FAIL(EPLB_INVALID_HANDLE, "engine", eplb_engine_progress, handle, &count, &count, &count);
+    MUST_FAIL(EPLB_INVALID_HANDLE, "engine", eplb_engine_commit, handle, 0u, uint64_t{1}, &count);
     MUST_FAIL(EPLB_INVALID_HANDLE, "engine", eplb_engine_abort, handle, -1,
               static_cast<const char*>(nullptr));
     MUST_FAIL(EPLB_INVALID_HANDLE, "engine", eplb_engine_destroy, handle);
@@ -108,9 +109,7 @@ TEST("a second call on an object is refused while one is running, and so is one 
                 uint64_t{8});
   }
   CHECK_EQ(read.status, EPLB_BUSY);
-  uint32_t progress = 9;
-  MUST(eplb_engine_progress, here.handle(), &progress);  // any time
-  CHECK_EQ(progress, 0u);
+  CHECK_EQ(progress(here).committed, 0u);  // any time
   CHECK_EQ(run(there, script).outcome.error, "");
   runner.join();
   CHECK_EQ(report.outcome.error, "");

@@ -37,10 +37,12 @@ struct Rank {
     }
     const StagingLayout layout(view, plan);
     staging.assign(plan.sets * layout.set_bytes(), '\0');
+    packs.assign(plan.sets * most_packed(batches) * layout.pack_bytes, '\0');
     send_packs.assign(plan.sets * most_sent(batches) * layout.pack_bytes, '\0');
     schedule =
         make_schedule(batches, view, layout,
-                      {address_of(staging), address_of(send_packs), plan.sets, most_sent(batches)});
+                      {address_of(staging), address_of(packs), address_of(send_packs), plan.sets,
+                       most_packed(batches), most_sent(batches)});
   }
 
   // Copies between the weights and what the naive model works on.
@@ -65,7 +67,7 @@ struct Rank {
   }
 
   WeightsView view;
-  std::string weights, staging, send_packs;
+  std::string weights, staging, packs, send_packs;
   Schedule schedule;
 };
 
@@ -115,7 +117,8 @@ TEST("make_schedule() puts every expert where the naive model puts it") {
         for (int i = 0; i < 20; ++i) {
           const StagingPlan plan = {1 + static_cast<uint32_t>(random() % shape.slots),
                                     1 + static_cast<uint32_t>(i % 2), small_bytes};
-          const ranks::Script script = ranks::random_script(shape, world, plan.cells, random);
+          ranks::Script script = ranks::random_script(shape, world, plan.cells, random);
+          if (i / 2 % 2 == 1) make_direct(&script, random);
           std::vector<Rank> all;
           all.reserve(world);
           std::vector<ranks::Bytes> memory;
@@ -182,6 +185,24 @@ TEST("make_schedule() sends large tensors straight from their slots, aligned whe
   for (const uint32_t i : {0, 1, 2, 3, 5, 6}) {
     CHECK_EQ((to.schedule.messages[i].address - address_of(to.staging)) % 256, 0u);
   }
+}
+
+TEST("make_schedule() receives direct operations without cells, large tensors in their slots") {
+  ranks::Script script = kThree;
+  for (const size_t i : {1, 5}) script.ops[i].code |= EPLB_OP_DIRECT;  // of slots 2 and 1
+  const std::vector<RankBatch> batches = batches_of(script, 1, 1);
+  CHECK_EQ(most_packed(batches), 3u);
+  const Rank own(script.shape, {1, 1, 100}, batches);
+  const BatchSchedule& batch = own.schedule.batches[0];
+  const std::vector<Message>& messages = own.schedule.messages;
+  CHECK_EQ(messages.size(), 8u);  // as many as the sender knows of
+  CHECK_EQ(messages[0].address, own.view.at(0, 0, 2));
+  CHECK_EQ(messages[1].address, own.view.at(0, 2, 2));
+  CHECK_EQ(messages[2].address, address_of(own.staging));
+  CHECK_EQ(messages[4].bytes, 2u * (112 + 32));
+  CHECK_EQ(messages[5].address, own.view.at(0, 0, 1));
+  CHECK_EQ(batch.commit.last - batch.commit.first, 2u + 4 + 2);  // small; both; small tensors
+  CHECK_EQ(batch.bytes_in, 3u * 9120);
 }
 
 TEST("make_schedule() refuses a batch that needs more cells than there are") {

@@ -210,6 +210,40 @@ TEST("eplb_engine_run() swaps slots, and sends one slot to many") {
   CHECK_EQ(report.rank_bytes[3], shape.expert_bytes());
 }
 
+TEST("random programs with direct operations put every expert where the naive model puts it") {
+  std::mt19937_64 random(6);
+  const Shape shape = {6, 6, {256 << 10, 100003, 7168, 5}};
+  for (const uint64_t small_bytes : {uint64_t{0}, uint64_t{8192}, uint64_t{256 << 10}}) {
+    Script script = random_script(shape, kGpus, shape.slots, random);
+    make_direct(&script, random);
+    GpuWorld world(shape, {cells_needed(script), 2, small_bytes, false});
+    world.connect_all();
+    const std::vector<Bytes> before = world.fill(random);
+    CHECK_EQ(world.run_all(script)[0].outcome.error, "");
+    world.expect(script.apply(before, count(script)), "after a run");
+  }
+}
+
+TEST("a held run commits what is permitted, stages ahead, and ends soon when aborted") {
+  std::mt19937_64 random(7);
+  const Shape shape = {16, 4, {1 << 20, 7168, 3}};
+  for (const bool per_rank : {false, true}) {
+    for (const uint32_t sets : {1u, 2u}) {
+      GpuWorld world(shape, {4, sets, 8192, per_rank});
+      world.connect_all();
+      std::vector<Bytes> expected = world.fill(random);
+      Script script = random_script(shape, kGpus, 4, random);
+      run_held(world.engines, script, count(script), sets);
+      expected = script.apply(expected, count(script));
+      world.expect(expected, "after a held run");
+      script = random_script(shape, kGpus, 4, random);
+      run_held(world.engines, script, 3, sets);
+      expected = script.apply(expected, 3);
+      world.expect(expected, "after an abort");
+    }
+  }
+}
+
 // A world in the middle of its work: after one whole run, which tells how long a run takes.
 struct BusyWorld : GpuWorld {
   BusyWorld(bool engine_per_rank, uint32_t sets, std::mt19937_64& random)

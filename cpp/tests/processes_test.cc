@@ -6,6 +6,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstring>
 #include <functional>
@@ -218,6 +219,73 @@ TEST("survivors of a killed process agree, and go on with the weights they have"
   }
   CHECK(halfway > 0);
   CHECK(blamed > 0);
+}
+
+// Kills one process of a held run at a random moment, while callers permit at their own paces, one
+// of them not to the end. The survivors commit only what is permitted to them, and settle on what
+// one of them has committed.
+// Returns what the two survivors had committed before, and the batches of the program.
+std::vector<uint32_t> kill_one_held(uint64_t seed) {
+  const Shape shape = {10, 3, {8, 20000}};
+  const SharedBoard board;
+  std::mt19937_64 random(seed);
+  const Script script = random_script(shape, kWorld, 3, random);
+  const uint32_t batches = static_cast<uint32_t>(script.batches.size());
+  const uint32_t victim = static_cast<uint32_t>(seed % kWorld);
+  std::vector<uint32_t> survivors = kAll;
+  survivors.erase(survivors.begin() + victim);
+  const std::vector<pid_t> pids = start([&](uint32_t rank) {
+    const Weights weights(shape, Memory::kShared);
+    const Window memory(weights, shape);
+    const std::vector<Bytes> before = initial_memory(shape, seed);
+    write_all(weights, shape, before[rank]);
+    const Engine engine(engine_config(kWorld, 1, 3, 1 + seed % 3), {static_cast<int32_t>(rank)},
+                        {weights.handle()});
+    CHECK_EQ(join(board, engine, rank, 1, kAll).error, "");
+    enter_phase(board, rank, 1, kAll);
+    MUST(eplb_engine_seal, engine.handle());
+    enter_phase(board, rank, 2, kAll);
+    HeldRun run(engine, script, 300);
+    std::mt19937_64 pace(seed + rank);
+    const uint32_t end = rank == survivors[1] ? pace() % batches : batches;
+    uint32_t permitted = 0, committed = 0;
+    Outcome outcome{EPLB_OK, ""};
+    while (permitted < end && outcome.status == EPLB_OK) {
+      ::usleep(static_cast<useconds_t>(pace() % 600));
+      outcome = commit(engine, ++permitted, &committed);
+      CHECK(committed <= permitted);
+    }
+    if (rank == victim) ::pause();
+    committed = run.report().result.committed_batches;
+    CHECK(committed <= permitted);
+    CHECK(memory.read() == script.apply(before, committed)[rank]);
+    board->ranks[rank].committed = committed;
+    enter_phase(board, rank, 3, survivors);
+    const uint32_t most =
+        std::max(board->ranks[survivors[0]].committed, board->ranks[survivors[1]].committed);
+    MUST(eplb_engine_settle, engine.handle(), most, &committed);
+    CHECK_EQ(committed, most);
+    CHECK(memory.read() == script.apply(before, most)[rank]);
+    enter_phase(board, rank, 4, survivors);
+  });
+  for (const uint32_t rank : kAll) await([&] { return board->ranks[rank].phase >= 2; });
+  ::usleep(static_cast<useconds_t>(random() % 5000));
+  ::kill(pids[victim], SIGKILL);
+  CHECK(WIFSIGNALED(wait_for(pids[victim])));
+  for (const uint32_t rank : survivors) CHECK_EQ(wait_for(pids[rank]), 0);
+  CHECK_EQ(names_left(board), 0);
+  return {board->ranks[survivors[0]].committed, board->ranks[survivors[1]].committed, batches};
+}
+
+TEST("survivors of a process killed in a held run settle on the same batches") {
+  int halfway = 0, apart = 0;
+  for (uint64_t seed = 0; seed < 12 || (halfway * apart == 0 && seed < 300); ++seed) {
+    const std::vector<uint32_t> ending = kill_one_held(seed);
+    halfway += ending[0] > 0 && ending[0] < ending[2] ? 1 : 0;
+    apart += ending[0] != ending[1] ? 1 : 0;
+  }
+  CHECK(halfway > 0);
+  CHECK(apart > 0);
 }
 
 TEST("a process that exits without destroying anything removes its names, and no parent's") {

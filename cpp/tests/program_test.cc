@@ -44,7 +44,7 @@ void refused(const std::vector<int32_t>& words, const std::string& part) {
 }
 
 const std::vector<ranks::BatchLayers> kBatches = {{0, 2}, {2, 3}};
-enum { kSend = EPLB_OP_SEND, kReceive, kCopy, kDuplicate };
+enum { kSend = EPLB_OP_SEND, kReceive, kCopy, kDuplicate, kDirect = EPLB_OP_DIRECT };
 
 TEST("parse_program() refuses headers that do not fit") {
   refused({}, "0 words hold no header");
@@ -91,6 +91,12 @@ TEST("parse_program() refuses operations with values out of range") {
   refused(one({0, 0, -1, kSend, 0, 0, 0, 0}), "rank -1, which is not of this engine");
   refused(one({0, 0, 0, 0, 0, 0, 1, 0}), "operation 0 has code 0");
   refused(one({0, 0, 0, 5, 0, 0, 1, 0}), "operation 0 has code 5");
+  refused(one({0, 0, 0, kDirect, 0, 0, 1, 0}), "operation 0 has code 256");
+  refused(one({0, 0, 0, kDirect | 5, 0, 0, 1, 0}), "operation 0 has code 261");
+  refused(one({0, 0, 0, 0x200 | kCopy, 0, 0, 0, 1}), "operation 0 has code 515");
+  refused(one({0, 0, 0, INT32_MIN | kCopy, 0, 0, 0, 1}), "operation 0 has code -2147483645");
+  refused(one({0, 0, 0, kDirect | kSend, 0, 0, 1, 0}), "is a SEND, which cannot be direct");
+  refused(one({0, 0, 0, kDirect | kDuplicate, 0, 0, 0, 1}), "is a DUPLICATE, which cannot be");
   refused(one({0, 0, 0, kSend, 0, 0, 3, 0}), "operation 0 has peer 3 in a world of 3");
   refused(one({0, 0, 0, kSend, 0, 0, -1, 0}), "operation 0 has peer -1");
   refused(one({0, 0, 0, kSend, 0, 0, 0, 0}), "is a SEND of rank 0 with peer 0");
@@ -179,18 +185,59 @@ TEST("parse_program() gives each local rank its operations, cells and commits") 
   CHECK_EQ(program[1][1].operations[0].round, 5);
 }
 
+TEST("parse_program() gives direct operations no cell and no commit") {
+  // Two that are direct and two that are not, where there are two cells.
+  const Program program = parse(words(kBatches, {{0, 0, 0, kSend, 0, 1, 2, 3},
+                                                 {0, 0, 2, kReceive | kDirect, 0, 3, 0, 1},
+                                                 {0, 0, 2, kCopy, 0, 0, 2, 1},
+                                                 {0, 0, 2, kCopy | kDirect, 0, 2, 2, 1},
+                                                 {0, 1, 2, kReceive, 1, 3, 1, 1}}));
+  const eplb::RankBatch& batch = program[0][0];
+  CHECK_EQ(batch.operations.size(), 4u);
+  for (size_t i = 0; i < 4; ++i) {
+    const bool direct = i == 0 || i == 2;
+    CHECK_EQ(batch.operations[i].code, i % 3 == 0 ? +kReceive : +kCopy);
+    CHECK_EQ(batch.operations[i].direct, direct);
+    CHECK_EQ(batch.operations[i].takes_cell(), !direct);
+  }
+  CHECK_EQ(batch.commits.size(), 2u);
+  CHECK_EQ(batch.commits[0].slot, 0);
+  CHECK_EQ(batch.commits[0].cell, 0);
+  CHECK_EQ(batch.commits[1].layer, 1);
+  CHECK_EQ(batch.commits[1].cell, 1);
+  CHECK(!program[1][0].operations[0].takes_cell());  // the SEND
+}
+
+TEST("parse_program() refuses to read what is written directly, and to write it twice") {
+  const Op direct = {0, 0, 2, kReceive | kDirect, 0, 3, 1, 1};
+  const auto with = [&](Op op) { return words(kBatches, {op, direct}); };
+  refused(with({0, 0, 2, kDuplicate, 0, 0, 2, 3}),
+          "operation 0 duplicates layer 0, slot 3 of rank 2, which is written directly");
+  refused(with({0, 0, 2, kSend, 0, 3, 1, 0}),
+          "operation 0, a SEND, reads layer 0, slot 3 of rank 2, which is written directly");
+  refused(with({0, 0, 2, kCopy, 0, 0, 2, 3}),
+          "operation 0, a COPY, reads layer 0, slot 3 of rank 2, which is written directly");
+  refused(with({0, 0, 2, kCopy | kDirect, 0, 0, 2, 3}), "operation 0, a COPY, reads layer 0");
+  refused(words(kBatches, {{0, 0, 2, kCopy | kDirect, 0, 0, 2, 0}}), "reads layer 0, slot 0");
+  refused(with({0, 0, 2, kCopy, 0, 3, 2, 0}), "a second time");
+  refused(with({0, 0, 2, kReceive | kDirect, 0, 3, 1, 0}), "a second time");
+  parse(with({0, 0, 2, kSend, 1, 3, 1, 0}));  // of another layer
+  parse(words(kBatches, {{0, 0, 0, kSend, 0, 3, 1, 0}, direct}));  // of another rank
+}
+
 TEST("parse_program() survives damaged words") {
   std::mt19937_64 random(7);
   const std::vector<int32_t> good = words(kBatches, {{0, 0, 0, kSend, 0, 1, 2, 3},
                                                      {0, 0, 2, kReceive, 0, 3, 0, 1},
-                                                     {0, 1, 2, kDuplicate, 0, 0, 2, 3}});
+                                                     {0, 1, 2, kDuplicate, 0, 0, 2, 3},
+                                                     {0, 1, 2, kCopy | kDirect, 0, 1, 2, 2}});
   int accepted = 0;
   for (int i = 0; i < 20000; ++i) {
     std::vector<int32_t> damaged = good;
     const int32_t values[] = {
-        -1, 0, 1, 2, 3, 4, INT32_MAX, INT32_MIN, static_cast<int32_t>(random())};
+        -1, 0, 1, 2, 3, 4, 0x102, INT32_MAX, INT32_MIN, static_cast<int32_t>(random())};
     for (uint64_t k = 0; k <= random() % 3; ++k) {
-      damaged[random() % damaged.size()] = values[random() % 9];
+      damaged[random() % damaged.size()] = values[random() % 10];
     }
     try {
       parse(damaged);

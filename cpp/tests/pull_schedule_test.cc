@@ -151,8 +151,8 @@ TEST("make_pull_schedule() puts every expert where the naive model puts it") {
               {1 + static_cast<uint32_t>(random() % shape.slots), 1 + i % 3, small_bytes},
               i / 2 % 2 == 0,
               1 + i / 4 % 3};
-          const ranks::Script script =
-              ranks::random_script(shape, world, plan.staging.cells, random);
+          ranks::Script script = ranks::random_script(shape, world, plan.staging.cells, random);
+          if (i % 2 == 1) make_direct(&script, random);
           const World all(script, plan, random);
           execute(all, script.batches.size());
           const std::vector<ranks::Bytes> expected =
@@ -198,6 +198,41 @@ TEST("make_pull_schedule() leaves large tensors of other GPUs to the copy engine
     CHECK_EQ(size(near.schedules[0].batches[0].gather.engine), copy_engine_only ? 1u : 0u);
     CHECK_EQ(size(near.schedules[0].batches[0].gather.kernel), copy_engine_only ? 1u : 2u);
     CHECK_EQ(near.schedules[0].batches[0].bytes_in, 4112u);
+  }
+}
+
+TEST("make_pull_schedule() stages direct operations into their slots, and commits nothing") {
+  std::mt19937_64 random(5);
+  const ranks::Shape shape = {1, 8, {4096, 16}};
+  // Slots 4 to 6 from another GPU and slot 7 from slot 0, all direct; slot 1 from slot 0, not.
+  ranks::Script script{shape, 2, {{0, 1}}, {}};
+  for (int32_t slot = 4; slot < 7; ++slot) {
+    script.ops.push_back({0, 0, 1, EPLB_OP_SEND, 0, slot, 0, slot});
+    script.ops.push_back({0, 0, 0, EPLB_OP_RECEIVE | EPLB_OP_DIRECT, 0, slot, 1, slot});
+  }
+  script.ops.push_back({0, 0, 0, EPLB_OP_COPY | EPLB_OP_DIRECT, 0, 7, 0, 0});
+  script.ops.push_back({0, 0, 0, EPLB_OP_COPY, 0, 1, 0, 0});
+  for (const bool copy_engine_only : {false, true}) {
+    const World all(script, {{1, 1, 16}, copy_engine_only, 1}, random);
+    const PullSchedule& schedule = all.schedules[0];
+    const PullBatch& batch = schedule.batches[0];
+    CHECK_EQ(size(batch.pull), 1u);  // three slots in a row
+    const Piece& piece = schedule.engine_pieces[batch.pull.first];
+    CHECK_EQ(piece.target, all.views[0].at(0, 0, 4));
+    CHECK_EQ(piece.source, all.views[1].at(0, 0, 4));
+    CHECK_EQ(piece.bytes, 3 * 4096u);
+    CHECK_EQ(size(batch.gather.engine), copy_engine_only ? 1u : 0u);
+    CHECK_EQ(size(batch.gather.kernel), copy_engine_only ? 2u : 3u);
+    CHECK_EQ(batch.commit.size(), 1u);
+    CHECK_EQ(size(batch.commit[0].kernel) + size(batch.commit[0].engine), 2u);
+    CHECK_EQ(batch.bytes_in, 3 * 4112u);
+    all.stage(0, 0);  // all that is direct is there, and nothing else
+    ranks::Bytes actual(8, std::string(4112, '\0'));
+    all.exchange(0, &actual, true);
+    const ranks::Bytes expected = script.apply(all.bytes, 1)[0];
+    for (int32_t slot = 0; slot < 8; ++slot) {
+      CHECK(actual[slot] == (slot == 1 ? all.bytes[0] : expected)[slot]);
+    }
   }
 }
 

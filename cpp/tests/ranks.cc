@@ -5,7 +5,11 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
+#include <deque>
+#include <map>
 #include <numeric>
+#include <set>
 #include <tuple>
 #include <utility>
 
@@ -77,6 +81,32 @@ Bytes read_all(const Weights& weights, const Shape& shape) {
         MUST(eplb_weights_read, weights.handle(), layer, slot, tensor, uint64_t{0},
              static_cast<void*>(next), size);
         next += size;
+      }
+    }
+  }
+  return bytes;
+}
+
+Window::Window(const Weights& weights, const Shape& shape) : shape_(shape) {
+  for (uint32_t layer = 0; layer < shape.layers; ++layer) {
+    for (uint32_t tensor = 0; tensor < shape.tensors(); ++tensor) {
+      uint64_t address = 0, stride = 0;
+      MUST(eplb_weights_address, weights.handle(), layer, tensor, &address, &stride);
+      address_.push_back(address);
+      stride_.push_back(stride);
+    }
+  }
+}
+
+Bytes Window::read() const {
+  Bytes bytes;
+  for (uint32_t layer = 0; layer < shape_.layers; ++layer) {
+    for (uint32_t slot = 0; slot < shape_.slots; ++slot) {
+      bytes.emplace_back();
+      for (uint32_t tensor = 0; tensor < shape_.tensors(); ++tensor) {
+        const size_t i = layer * shape_.tensors() + tensor;
+        const uint64_t at = address_[i] + stride_[i] * slot;
+        bytes.back().append(reinterpret_cast<const char*>(at), shape_.tensor_bytes[tensor]);
       }
     }
   }
@@ -166,6 +196,31 @@ Script random_script(const Shape& shape, uint32_t world, uint32_t cells, std::mt
   return script;
 }
 
+void make_direct(Script* script, std::mt19937_64& random) {
+  using Place = std::tuple<int32_t, int32_t, int32_t>;  // rank, layer, slot
+  std::set<Place> read;
+  for (const Op& op : script->ops) {
+    const bool sends = op.code == EPLB_OP_SEND;  // else a receive, copy or duplicate of peer slot
+    read.insert({sends ? op.rank : op.peer, op.layer, sends ? op.slot : op.peer_slot});
+  }
+  for (Op& op : script->ops) {
+    if (op.code != EPLB_OP_RECEIVE && op.code != EPLB_OP_COPY) continue;
+    if (read.count({op.rank, op.layer, op.slot}) == 0 && random() % 3 != 0) {
+      op.code |= EPLB_OP_DIRECT;
+    }
+  }
+}
+
+uint32_t cells_needed(const Script& script) {
+  std::map<std::pair<int32_t, int32_t>, uint32_t> used;  // by rank and batch
+  uint32_t most = 1;
+  for (const Op& op : script.ops) {
+    if (op.code != EPLB_OP_RECEIVE && op.code != EPLB_OP_COPY) continue;
+    most = std::max(most, ++used[{op.rank, op.batch}]);
+  }
+  return most;
+}
+
 eplb_engine_config engine_config(uint32_t world, uint32_t locals, uint32_t cells, uint32_t sets) {
   eplb_engine_config config = {};
   config.size = sizeof(config);
@@ -210,15 +265,97 @@ Outcome connect(const Engine& engine, const std::vector<std::vector<char>>& blob
               lengths.data(), timeout_ms);
 }
 
-RunReport run(const Engine& engine, const Script& script, uint64_t timeout_ms) {
+eplb_run_config run_config(uint64_t timeout_ms, bool held) {
+  return {sizeof(eplb_run_config), 1, timeout_ms, held ? 1u : 0u, 0};
+}
+
+RunReport run(const Engine& engine, const Script& script, uint64_t timeout_ms, bool held) {
   RunReport report = {};
   report.result.size = sizeof(report.result);
   report.result.version = 1;
   report.rank_bytes.resize(2 * engine.local_ranks().size());
   const std::vector<int32_t> words = script.words(engine.local_ranks());
+  const eplb_run_config config = run_config(timeout_ms, held);
   report.outcome = call(eplb_engine_run, engine.handle(), words.data(), uint64_t{words.size()},
-                        timeout_ms, &report.result, report.rank_bytes.data());
+                        &config, &report.result, report.rank_bytes.data());
   return report;
+}
+
+Counts progress(const Engine& engine) {
+  Counts counts = {};
+  MUST(eplb_engine_progress, engine.handle(), &counts.committed, &counts.agreed, &counts.runs);
+  return counts;
+}
+
+Outcome commit(const Engine& engine, uint32_t batches, uint32_t* committed, uint64_t timeout_ms) {
+  return call(eplb_engine_commit, engine.handle(), batches, timeout_ms, committed);
+}
+
+HeldRun::HeldRun(const Engine& engine, const Script& script, uint64_t timeout_ms)
+    : engine_(engine) {
+  const uint32_t before = progress(engine).runs;
+  thread_ = std::thread([this, &script, timeout_ms] {
+    report_ = run(engine_, script, timeout_ms, true);
+    ended_ = true;
+  });
+  while (!ended_ && progress(engine).runs == before) std::this_thread::yield();
+}
+
+HeldRun::~HeldRun() {
+  if (!thread_.joinable()) return;
+  eplb_engine_abort(engine_.handle(), -1, "the test has ended", nullptr, 0);
+  thread_.join();
+}
+
+void HeldRun::await_agreed(uint32_t agreed) const {
+  const auto limit = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+  while (progress(engine_).agreed < agreed) {
+    if (ended_) check::fail(__FILE__, __LINE__, "the run has ended: ", report_.outcome.error);
+    if (std::chrono::steady_clock::now() > limit) {
+      check::fail(__FILE__, __LINE__, progress(engine_).agreed, " batches are agreed on, not ",
+                  agreed);
+    }
+    std::this_thread::sleep_for(std::chrono::microseconds(50));
+  }
+}
+
+const RunReport& HeldRun::report() {
+  if (thread_.joinable()) thread_.join();
+  return report_;
+}
+
+std::vector<RunReport> run_held(const std::vector<Engine>& engines, const Script& script,
+                                uint32_t end, uint32_t sets) {
+  const uint32_t batches = static_cast<uint32_t>(script.batches.size());
+  std::deque<HeldRun> runs;  // these do not move
+  for (const Engine& engine : engines) runs.emplace_back(engine, script);
+  for (uint32_t permitted = 0; permitted < end;) {
+    permitted = std::min(permitted + 2, end);
+    std::vector<Outcome> outcomes(engines.size());
+    std::vector<std::thread> callers;
+    for (size_t i = 0; i < engines.size(); ++i) {
+      callers.emplace_back([&, i] {
+        uint32_t committed = 0;
+        outcomes[i] = commit(engines[i], permitted, &committed);
+      });
+    }
+    for (std::thread& caller : callers) caller.join();
+    for (size_t i = 0; i < engines.size(); ++i) {
+      CHECK_EQ(outcomes[i].error, "");
+      CHECK_EQ(progress(engines[i]).committed, permitted);
+    }
+  }
+  for (const HeldRun& run : runs) run.await_agreed(std::min(end + sets, batches));
+  for (const Engine& engine : engines) {
+    if (end < batches) MUST(eplb_engine_abort, engine.handle(), -1, "test");
+  }
+  std::vector<RunReport> reports;
+  for (HeldRun& run : runs) {
+    reports.push_back(run.report());
+    CHECK_EQ(reports.back().outcome.status == EPLB_OK, end == batches);
+    CHECK_EQ(reports.back().result.committed_batches, end);
+  }
+  return reports;
 }
 
 World::World(const Shape& shape, uint32_t world, uint32_t cells, uint32_t sets, Memory memory)

@@ -3,9 +3,11 @@
 // program does, on plain byte strings.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <random>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "check.h"
@@ -72,6 +74,18 @@ class Weights {
 
 // Experts of one rank as byte strings, all tensors back to back: [layers][slots].
 using Bytes = std::vector<std::string>;
+
+// Reads host weights where they are, as a model does: also while a run uses them.
+class Window {
+ public:
+  Window(const Weights& weights, const Shape& shape);
+  Bytes read() const;
+
+ private:
+  Shape shape_;
+  std::vector<uint64_t> address_, stride_;  // [layers][tensors]
+};
+
 Bytes random_bytes(const Shape& shape, std::mt19937_64& random);
 void write_all(const Weights& weights, const Shape& shape, const Bytes& bytes);
 Bytes read_all(const Weights& weights, const Shape& shape);
@@ -99,6 +113,10 @@ struct Script {
 
 // Every kind of operation, in one to three layers per batch; at most `cells` staging cells.
 Script random_script(const Shape& shape, uint32_t world, uint32_t cells, std::mt19937_64& random);
+// Flags about two thirds of the operations that may be direct.
+void make_direct(Script* script, std::mt19937_64& random);
+// The most staging cells that a rank needs for a batch, at least 1.
+uint32_t cells_needed(const Script& script);
 
 eplb_engine_config engine_config(uint32_t world, uint32_t locals, uint32_t cells, uint32_t sets);
 
@@ -129,7 +147,41 @@ struct RunReport {
   eplb_run_result result;
   std::vector<uint64_t> rank_bytes;  // [locals][2]
 };
-RunReport run(const Engine& engine, const Script& script, uint64_t timeout_ms = 10000);
+eplb_run_config run_config(uint64_t timeout_ms, bool held);
+RunReport run(const Engine& engine, const Script& script, uint64_t timeout_ms = 10000,
+              bool held = false);
+
+struct Counts {
+  uint32_t committed, agreed, runs;
+};
+Counts progress(const Engine& engine);
+// `committed`: what the call wrote, also when it failed.
+Outcome commit(const Engine& engine, uint32_t batches, uint32_t* committed,
+               uint64_t timeout_ms = 10000);
+
+// A held run in progress, on a thread of its own. Aborted with this.
+class HeldRun {
+ public:
+  // Returns once the run has begun; or ended, if it is refused.
+  HeldRun(const Engine& engine, const Script& script, uint64_t timeout_ms = 30000);
+  HeldRun(const HeldRun&) = delete;
+  ~HeldRun();
+  // Fails unless `agreed` batches are agreed on within a few seconds.
+  void await_agreed(uint32_t agreed) const;
+  // Waits for its end.
+  const RunReport& report();
+
+ private:
+  const Engine& engine_;
+  RunReport report_ = {};
+  std::atomic<bool> ended_{false};
+  std::thread thread_;
+};
+
+// Runs a script in all engines of a job, held: permits two batches at a time, up to `end`. If more
+// are left, all engines are aborted then, once what can be staged is. Fails if more is committed.
+std::vector<RunReport> run_held(const std::vector<Engine>& engines, const Script& script,
+                                uint32_t end, uint32_t sets);
 
 // A whole world in this process, in one engine.
 struct World {

@@ -15,29 +15,43 @@ using eplb::Executor;
 using eplb::Mover;
 using eplb::Progress;
 using eplb::RankBatch;
+using eplb::RunCounts;
 using eplb::RunOutcome;
 
 namespace {
 
-// Writes down its calls as "s0 a0 w0 c0 f e"; `fault` may throw at any of them.
+using Clock = std::chrono::steady_clock;
+
+// Writes down its calls as "s0 a0 w0 c0 f e"; `fault` may throw at any of them. Of agreed() only
+// the answers "yes" are written down, as "g0".
 class NotingMover : public Mover {
  public:
   struct Notes {
     std::string calls;
     std::function<void(const std::string&)> fault = [](const std::string&) {};
     std::function<bool(size_t)> known = [](size_t) { return false; };  // resolve()'s answers
+    std::function<bool(size_t)> seen = [](size_t) { return true; };    // agreed()'s, once staged
   };
   explicit NotingMover(Notes& notes) : notes_(notes) {}
 
   void begin(const std::vector<RankBatch>&) override { note("b"); }
-  void stage(size_t batch) override { note("s", batch); }
+  void stage(size_t batch) override {
+    note("s", batch);
+    staged_ = batch + 1;
+  }
   void arrive(size_t batch) override { note("a", batch); }
   void wait(size_t batch) override { note("w", batch); }
+  bool agreed(size_t batch) override {
+    if (batch >= staged_ || !notes_.seen(batch)) return false;
+    note("g", batch);
+    return true;
+  }
   bool resolve(size_t batch) override {
     note("r", batch);
     return notes_.known(batch);
   }
   void commit(size_t batch) override { note("c", batch); }
+  void land(size_t batch) override { note("l", batch); }
   void flush() override { note("f"); }
   void finish() override { note("e"); }
 
@@ -49,6 +63,7 @@ class NotingMover : public Mover {
   void note(const char* call, size_t batch) { note(call + std::to_string(batch)); }
 
   Notes& notes_;
+  size_t staged_ = 0;
 };
 
 struct Team {
@@ -60,8 +75,8 @@ struct Team {
     executor = std::make_unique<Executor>(std::move(members), sets, cancellation, crew, progress);
   }
 
-  RunOutcome run(size_t batches) {
-    return executor->run(eplb::Program(notes.size(), std::vector<RankBatch>(batches)));
+  RunOutcome run(size_t batches, bool held = false) {
+    return executor->run(eplb::Program(notes.size(), std::vector<RankBatch>(batches)), held);
   }
 
   std::vector<NotingMover::Notes> notes;
@@ -200,6 +215,136 @@ TEST("Executor::run() reports the root cause, not its echo in another rank") {
     CHECK_EQ(outcome.error->rank, 12);
     CHECK_EQ(outcome.committed, 1u);
   }
+}
+
+// A held run on a thread of its own. Its failures are the test's to cause.
+struct Held {
+  Held(Team& team, size_t batches) : team(team) {
+    thread = std::thread([this, batches] { outcome = this->team.run(batches, true); });
+    await([](const RunCounts& counts) { return counts.runs == 1; });
+  }
+  ~Held() {
+    team.cancellation.cancel(EPLB_ABORTED, -1, "the test has ended");
+    team.progress.wake();
+    if (thread.joinable()) thread.join();
+  }
+
+  template <class Condition>
+  void await(Condition condition) const {
+    while (!condition(team.progress.counts())) std::this_thread::yield();
+  }
+  void await_agreed(uint32_t agreed) const {
+    await([agreed](const RunCounts& counts) { return counts.agreed == agreed; });
+  }
+  uint32_t commit(uint32_t batches) const {
+    uint32_t committed = 0;
+    team.progress.commit(batches, Clock::now() + std::chrono::seconds(20), &committed);
+    return committed;
+  }
+  void abort() {
+    team.cancellation.cancel(EPLB_ABORTED, -1, "test");
+    team.progress.wake();
+  }
+  const RunOutcome& end() {
+    thread.join();
+    return outcome;
+  }
+
+  Team& team;
+  RunOutcome outcome;
+  std::thread thread;
+};
+
+TEST("Executor::run() of a held run stages and agrees ahead, and commits and lands when permitted") {
+  Team team(1, 2);
+  Held held(team, 4);
+  held.await_agreed(2);
+  CHECK_EQ(held.commit(1), 1u);
+  held.await_agreed(3);
+  CHECK_EQ(held.commit(3), 3u);
+  held.await_agreed(4);
+  CHECK_EQ(held.commit(4), 4u);
+  CHECK(!held.end().error);
+  CHECK_EQ(held.outcome.committed, 4u);
+  CHECK_EQ(team.notes[0].calls,
+           "b s0 a0 g0 s1 a1 g1 c0 l0 s2 a2 g2 c1 l1 c2 l2 s3 a3 g3 c3 l3 f e");
+}
+
+TEST("Executor::run() of a held run waits for a fence where there is nothing to permit") {
+  Team team(1, 2);
+  team.notes[0].seen = [](size_t) { return false; };
+  Held held(team, 2);
+  held.await_agreed(1);
+  CHECK_EQ(held.commit(2), 2u);
+  CHECK(!held.end().error);
+  CHECK_EQ(team.notes[0].calls, "b s0 a0 s1 a1 w0 c0 l0 w1 c1 l1 f e");
+}
+
+TEST("Executor::run() of a held run without batches asks for no permission") {
+  Team team(2, 1);
+  Held held(team, 0);
+  CHECK(!held.end().error);
+  CHECK_EQ(team.notes[1].calls, "b f e");
+}
+
+TEST("Executor::run() of a held run that fails decides the next fence, and commits nothing") {
+  Team team(1, 3);
+  // It has learned of batch 0; batch 1 turns out to be agreed on, too, and batch 2 not.
+  team.notes[0].seen = [](size_t batch) { return batch == 0; };
+  team.notes[0].known = [](size_t batch) { return batch == 1; };
+  Held held(team, 5);
+  held.await_agreed(1);
+  held.abort();
+  CHECK_EQ(held.end().error->status, EPLB_ABORTED);
+  CHECK_EQ(held.outcome.committed, 0u);
+  CHECK_EQ(team.progress.counts().agreed, 2u);
+  const std::string calls = "b s0 a0 g0 s1 a1 s2 a2 r1 r2 f";
+  CHECK_EQ(team.notes[0].calls, calls);
+  // What another process has committed follows.
+  CHECK_EQ(team.executor->settle(2), 2u);
+  CHECK_EQ(team.notes[0].calls, calls + " c0 l0 c1 l1 f");
+}
+
+TEST("Executor::run() of a held run resolves no batch that is not staged here") {
+  Team team(1, 2);
+  team.notes[0].known = [](size_t) { return true; };
+  Held held(team, 5);
+  held.await_agreed(2);
+  held.abort();
+  CHECK(held.end().error.has_value());
+  CHECK_EQ(team.notes[0].calls, "b s0 a0 g0 s1 a1 g1 r2 f");
+}
+
+TEST("Executor::run() of a held run brings local ranks to what the farthest was permitted") {
+  Team team(2, 2);
+  std::atomic<bool> far{false};
+  team.notes[0].fault = [&](const std::string& call) {
+    if (call == "l0") far = true;
+  };
+  team.notes[1].seen = [](size_t) { return false; };
+  team.notes[1].fault = [&](const std::string& call) {  // never learns of batch 0
+    if (call != "w0") return;
+    while (!far) std::this_thread::yield();
+    throw Error(EPLB_NCCL_ERROR, "test");
+  };
+  Held held(team, 4);
+  CHECK_EQ(held.commit(1), 1u);  // with the help of settling
+  CHECK_EQ(held.end().error->status, EPLB_NCCL_ERROR);
+  CHECK_EQ(held.outcome.committed, 1u);
+  CHECK_EQ(team.notes[1].calls, "b s0 a0 s1 a1 w0 r0 f c0 l0 f");
+}
+
+TEST("Executor::run() of a held run starts no commit twice") {
+  Team team(1, 2);
+  team.notes[0].fault = [](const std::string& call) {
+    if (call == "l0") throw Error(EPLB_CUDA_ERROR, "test");
+  };
+  Held held(team, 3);
+  held.await_agreed(2);
+  CHECK_EQ(held.commit(1), 1u);  // in place, as the flush afterwards says
+  CHECK_EQ(held.end().error->status, EPLB_CUDA_ERROR);
+  CHECK_EQ(team.executor->settle(2), 2u);
+  CHECK_EQ(team.notes[0].calls, "b s0 a0 g0 s1 a1 g1 c0 l0 r2 f c1 l1 f");
 }
 
 }  // namespace

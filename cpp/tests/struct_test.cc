@@ -60,9 +60,12 @@ TEST("eplb_struct_size() is sizeof, and 0 for an unknown kind") {
   CHECK_EQ(eplb_struct_size(EPLB_STRUCT_ENGINE_CONFIG), sizeof(eplb_engine_config));
   CHECK_EQ(eplb_struct_size(EPLB_STRUCT_ENGINE_INFO), sizeof(eplb_engine_info));
   CHECK_EQ(eplb_struct_size(EPLB_STRUCT_RUN_RESULT), sizeof(eplb_run_result));
+  CHECK_EQ(eplb_struct_size(EPLB_STRUCT_RUN_CONFIG), sizeof(eplb_run_config));
   CHECK_EQ(eplb_struct_size(0), 0u);
   CHECK_EQ(eplb_struct_size(EPLB_STRUCT_COPY_MEASURE), sizeof(eplb_copy_measure));
   CHECK_EQ(eplb_struct_size(EPLB_STRUCT_PRODUCT_MEASURE), sizeof(eplb_product_measure));
+  CHECK_EQ(eplb_struct_size(EPLB_STRUCT_DISPATCH_CONFIG), sizeof(eplb_dispatch_config));
+  CHECK_EQ(eplb_struct_size(EPLB_STRUCT_DISPATCH_CALL), sizeof(eplb_dispatch_call));
   CHECK_EQ(eplb_struct_size(1000), 0u);
 }
 

@@ -1,8 +1,9 @@
-import { check, ErrorText } from "./errors.ts";
+import { check, EplbError, ErrorText } from "./errors.ts";
 import { type NativeLibrary, symbolsOf } from "./library.ts";
 import {
   engineConfig,
   engineInfo,
+  runConfig,
   type RunOutcome,
   runResult,
 } from "./structs.ts";
@@ -40,11 +41,30 @@ export interface NativeRun extends RunOutcome {
   readonly check: () => void;
 }
 
+/** How a program is run. */
+export interface NativeRunOptions {
+  /** Limit of the whole run, waits for permission included. */
+  readonly timeoutMs: number;
+  /** Batches are committed only as {@linkcode NativeEngine.commit} permits it. */
+  readonly held: boolean;
+}
+
+/** How far a run is, in batches. */
+export interface NativeProgress {
+  /** Committed by every local rank; in a held run they are in place. */
+  readonly committed: number;
+  /** Staged by every rank of the job, and so at least `committed`. */
+  readonly agreed: number;
+}
+
 /** One native engine: handle, calls, close. Everything above is `Engine`'s. */
 export class NativeEngine {
   readonly #library: NativeLibrary;
   readonly #locals: number;
   #handle: bigint;
+  // Native runs start on a thread some time after run() was called: the number
+  // that the run in flight has there, 0 if there is none.
+  #inFlight = 0;
 
   constructor(library: NativeLibrary, options: NativeEngineOptions) {
     this.#library = library;
@@ -151,28 +171,70 @@ export class NativeEngine {
     check(status, "eplb_engine_seal", error);
   }
 
+  /** Executes a program on all local ranks. */
   async run(
     program: Int32Array<ArrayBuffer>,
-    timeoutMs: number,
+    options: NativeRunOptions,
   ): Promise<NativeRun> {
     const error = new ErrorText();
     const { view, read } = runResult();
     const bytes = new BigUint64Array(2 * this.#locals);
+    this.#inFlight = this.#counts("rearrange").runs + 1;
     const status = await symbolsOf(this.#library).eplb_engine_run(
-      this.#open("rearrange"),
+      this.#handle,
       program,
       BigInt(program.length),
-      BigInt(timeoutMs),
+      runConfig(options),
       view,
       bytes,
       error.buffer,
       error.capacity,
     );
+    this.#inFlight = 0;
     return {
       ...read(),
       rankBytes: Array.from(bytes, Number),
       check: () => check(status, "eplb_engine_run", error),
     };
+  }
+
+  /**
+   * Permits a held run in flight to commit its leading `batches` batches and waits
+   * until they are in place on every local rank; returns how many are. Throws what
+   * ended the run, or an {@linkcode EplbError} when the timeout is over.
+   */
+  async commit(batches: number, timeoutMs: number): Promise<number> {
+    await this.#begun(timeoutMs);
+    const error = new ErrorText();
+    const committed = new Uint32Array(1);
+    const status = await symbolsOf(this.#library).eplb_engine_commit(
+      this.#open("commit"),
+      batches,
+      BigInt(timeoutMs),
+      committed,
+      error.buffer,
+      error.capacity,
+    );
+    check(status, "eplb_engine_commit", error);
+    return committed[0]!;
+  }
+
+  /** Else a commit would be taken for one of the run before. */
+  async #begun(timeoutMs: number): Promise<void> {
+    const run = this.#inFlight;
+    const deadline = performance.now() + timeoutMs;
+    const refuse = (status: number, why: string) => {
+      throw new EplbError(
+        status,
+        "eplb_engine_commit",
+        `Cannot commit batches: ${why}`,
+      );
+    };
+    while (this.#counts("commit").runs < run) {
+      if (this.#inFlight !== run) refuse(-1, "the run was refused");
+      if (performance.now() >= deadline) refuse(-41, "the run has not begun");
+      await new Promise((resolve) => setTimeout(resolve, 1));
+    }
   }
 
   /** Commits staged batches up to `batches`; returns how many are committed now. */
@@ -190,18 +252,28 @@ export class NativeEngine {
     return committed[0]!;
   }
 
-  /** Batches committed by the run in progress, or by the last one. */
-  progress(): number {
+  /** How far the run in flight is, or the last one came. */
+  progress(): NativeProgress {
+    const { committed, agreed, runs } = this.#counts("read progress");
+    if (runs < this.#inFlight) return { committed: 0, agreed: 0 };
+    return { committed, agreed };
+  }
+
+  #counts(verb: string): NativeProgress & { readonly runs: number } {
     const error = new ErrorText();
-    const batches = new Uint32Array(1);
+    const committed = new Uint32Array(1);
+    const agreed = new Uint32Array(1);
+    const runs = new Uint32Array(1);
     const status = symbolsOf(this.#library).eplb_engine_progress(
-      this.#open("read progress"),
-      batches,
+      this.#open(verb),
+      committed,
+      agreed,
+      runs,
       error.buffer,
       error.capacity,
     );
     check(status, "eplb_engine_progress", error);
-    return batches[0]!;
+    return { committed: committed[0]!, agreed: agreed[0]!, runs: runs[0]! };
   }
 
   /** Ends waits early; `failedRank` -1 blames none. No effect once closed. */

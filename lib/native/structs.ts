@@ -12,6 +12,9 @@ export const STRUCTS: Readonly<
   eplb_run_result: { kind: 5, bytes: 24 },
   eplb_copy_measure: { kind: 6, bytes: 40 },
   eplb_product_measure: { kind: 7, bytes: 32 },
+  eplb_run_config: { kind: 8, bytes: 24 },
+  eplb_dispatch_config: { kind: 9, bytes: 24 },
+  eplb_dispatch_call: { kind: 10, bytes: 72 },
 };
 
 const VERSION = 1;
@@ -118,6 +121,17 @@ export function engineInfo(): {
   return { view, read };
 }
 
+/** `eplb_run_config`. */
+export function runConfig(config: {
+  timeoutMs: number;
+  held: boolean;
+}): DataView<ArrayBuffer> {
+  const view = struct("eplb_run_config");
+  view.setBigUint64(8, BigInt(config.timeoutMs), true);
+  view.setUint32(16, config.held ? 1 : 0, true);
+  return view;
+}
+
 /** What a run reports, also when it failed. */
 export interface RunOutcome {
   /** Batches whose weights are in place on every local rank. */
@@ -179,4 +193,50 @@ export function productMeasure(what: {
   view.setUint32(20, what.k, true);
   view.setUint32(24, what.count, true);
   return view;
+}
+
+/** `eplb_dispatch_config`. */
+export function dispatchConfig(config: {
+  ordinal: number;
+  layers: number;
+  experts: number;
+  maxReplicas: number;
+}): DataView<ArrayBuffer> {
+  const view = struct("eplb_dispatch_config");
+  view.setInt32(8, config.ordinal, true);
+  view.setUint32(12, config.layers, true);
+  view.setUint32(16, config.experts, true);
+  view.setUint32(20, config.maxReplicas, true);
+  return view;
+}
+
+/** Fields of `eplb_dispatch_call`, as indices of 32-bit words. */
+export const CALL_WORD = {
+  layer: 2,
+  tokens: 3,
+  topK: 4,
+  idBytes: 5,
+  salt: 6,
+  record: 7,
+} as const;
+
+/** Fields of `eplb_dispatch_call`, as indices of 64-bit words. */
+export const CALL_ADDRESS = {
+  logical: 4,
+  physical: 5,
+  validTokens: 6,
+  stepSalt: 7,
+  stream: 8,
+} as const;
+
+/** An empty `eplb_dispatch_call`, to be filled anew for each call: by word, as views cost more. */
+export function dispatchCall(): {
+  words: Uint32Array<ArrayBuffer>;
+  addresses: BigUint64Array<ArrayBuffer>;
+} {
+  const { buffer } = struct("eplb_dispatch_call");
+  return {
+    words: new Uint32Array(buffer),
+    addresses: new BigUint64Array(buffer),
+  };
 }

@@ -219,9 +219,20 @@ export const SYMBOLS = {
       "u64", // eplb_handle engine
       "buffer", // const int32_t* program
       "u64", // uint64_t words
-      "u64", // uint64_t timeout_ms
+      "buffer", // const eplb_run_config* config
       "buffer", // eplb_run_result* result
       "buffer", // uint64_t* rank_bytes
+      ...error,
+    ],
+    result: "i32",
+    nonblocking: true,
+  },
+  eplb_engine_commit: {
+    parameters: [
+      "u64", // eplb_handle engine
+      "u32", // uint32_t batches
+      "u64", // uint64_t timeout_ms
+      "buffer", // uint32_t* committed
       ...error,
     ],
     result: "i32",
@@ -240,7 +251,9 @@ export const SYMBOLS = {
   eplb_engine_progress: {
     parameters: [
       "u64", // eplb_handle engine
-      "buffer", // uint32_t* batches
+      "buffer", // uint32_t* committed
+      "buffer", // uint32_t* agreed
+      "buffer", // uint32_t* runs
       ...error,
     ],
     result: "i32",
@@ -261,6 +274,90 @@ export const SYMBOLS = {
     ],
     result: "i32",
     nonblocking: true,
+  },
+  eplb_dispatch_create: {
+    parameters: [
+      "buffer", // const eplb_dispatch_config* config
+      "buffer", // eplb_handle* dispatcher
+      ...error,
+    ],
+    result: "i32",
+  },
+  eplb_dispatch_update: {
+    parameters: [
+      "u64", // eplb_handle dispatcher
+      "u32", // uint32_t first_layer
+      "u32", // uint32_t layers
+      "buffer", // const int32_t* physical
+      "buffer", // const int32_t* count
+      "buffer", // const uint32_t* threshold
+      "u64", // uint64_t stream
+      "u64", // uint64_t timeout_ms
+      ...error,
+    ],
+    result: "i32", // blocking: the launches after it must find the new tables
+  },
+  eplb_dispatch_launch: {
+    parameters: [
+      "u64", // eplb_handle dispatcher
+      "buffer", // const eplb_dispatch_call* what
+      ...error,
+    ],
+    result: "i32",
+  },
+  eplb_dispatch_host: {
+    parameters: [
+      "u64", // eplb_handle dispatcher
+      "buffer", // const eplb_dispatch_call* what
+      "buffer", // const void* logical
+      "buffer", // void* physical
+      ...error,
+    ],
+    result: "i32",
+  },
+  eplb_dispatch_snapshot: {
+    parameters: [
+      "u64", // eplb_handle dispatcher
+      "u64", // uint64_t stream
+      ...error,
+    ],
+    result: "i32",
+  },
+  eplb_dispatch_read: {
+    parameters: [
+      "u64", // eplb_handle dispatcher
+      "u64", // uint64_t timeout_ms
+      "buffer", // uint64_t* loads
+      ...error,
+    ],
+    result: "i32",
+    nonblocking: true,
+  },
+  eplb_dispatch_address: {
+    parameters: [
+      "u64", // eplb_handle dispatcher
+      "buffer", // uint64_t* addresses
+      ...error,
+    ],
+    result: "i32",
+  },
+  eplb_dispatch_measure: {
+    parameters: [
+      "u64", // eplb_handle dispatcher
+      "buffer", // const eplb_dispatch_call* what
+      "u32", // uint32_t repeats
+      "buffer", // double* seconds
+      ...error,
+    ],
+    result: "i32",
+    nonblocking: true,
+  },
+  eplb_dispatch_destroy: {
+    parameters: [
+      "u64", // eplb_handle dispatcher
+      ...error,
+    ],
+    result: "i32",
   },
 } as const satisfies Deno.ForeignLibraryInterface;
 

@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+// Progress of runs.
+#include "progress.h"
+
+#include <algorithm>
+
+#include "text.h"
+
+namespace eplb {
+
+using Lock = std::unique_lock<std::mutex>;
+
+RankCounts Progress::Run::least() const {
+  RankCounts least = ranks.front();
+  for (const RankCounts& rank : ranks) {
+    least.agreed = std::min(least.agreed, rank.agreed);
+    least.committed = std::min(least.committed, rank.committed);
+  }
+  return least;
+}
+
+Progress::Progress(size_t ranks) : run_(std::make_shared<Run>(ranks)) {}
+
+void Progress::begin(uint32_t batches, bool held) {
+  const Lock lock(mutex_);
+  run_ = std::make_shared<Run>(run_->ranks.size());
+  run_->batches = batches;
+  run_->held = held;
+  run_->ended = false;
+  ++runs_;
+}
+
+void Progress::end(const std::optional<Error>& error) {
+  const Lock lock(mutex_);
+  run_->ended = true;
+  if (error) {
+    run_->status = error->status;
+    run_->rank = error->rank;
+    run_->reason = error->what();
+  }
+  changed_.notify_all();
+}
+
+void Progress::report(size_t rank, const RankCounts& counts) {
+  const Lock lock(mutex_);
+  run_->ranks[rank] = counts;
+  changed_.notify_all();
+}
+
+bool Progress::permits(uint32_t batch) const {
+  const Lock lock(mutex_);
+  return batch < run_->permitted;
+}
+
+void Progress::await_permission(uint32_t batch, const Cancellation& cancellation,
+                                std::chrono::milliseconds limit) {
+  const auto until = std::min(std::chrono::steady_clock::now() + limit, cancellation.deadline());
+  Lock lock(mutex_);
+  changed_.wait_until(lock, until,
+                      [&] { return batch < run_->permitted || cancellation.cancelled(); });
+}
+
+uint32_t Progress::most() const {
+  const Lock lock(mutex_);
+  uint32_t most = 0;
+  for (const RankCounts& rank : run_->ranks) most = std::max(most, rank.committed);
+  return most;
+}
+
+RunCounts Progress::counts() const {
+  const Lock lock(mutex_);
+  const RankCounts least = run_->least();
+  return {least.agreed, least.committed, runs_};
+}
+
+void Progress::wake() {
+  const Lock lock(mutex_);  // else it could come between a waiter's look and its sleep
+  changed_.notify_all();
+}
+
+void Progress::commit(uint32_t batches, std::chrono::steady_clock::time_point deadline,
+                      uint32_t* committed) {
+  const auto refuse = [&](int32_t status, const std::string& why) {
+    throw Error(status, text("Cannot commit ", batches, " batches: ", why));
+  };
+  Lock lock(mutex_);
+  const std::shared_ptr<Run> run = run_;
+  *committed = run->least().committed;
+  if (!run->ended && !run->held) {
+    refuse(EPLB_INVALID_ARGUMENT, "the run in progress is not held");
+  }
+  if (!run->ended && batches > run->batches) {
+    refuse(EPLB_INVALID_ARGUMENT, text("the run in progress has ", run->batches));
+  }
+  run->permitted = std::max(run->permitted, batches);
+  changed_.notify_all();
+  changed_.wait_until(lock, deadline,
+                      [&] { return run->ended || run->least().committed >= batches; });
+  const RankCounts least = run->least();
+  *committed = least.committed;
+  if (least.committed >= batches) return;
+  if (run->status != EPLB_OK) throw Error(run->status, run->reason, run->rank);
+  if (run->ended) {
+    refuse(EPLB_INVALID_ARGUMENT,
+           text("no held run is in progress, and the last run has committed ", least.committed));
+  }
+  refuse(EPLB_TIMEOUT, text("the time limit has passed; ", least.committed, " are in place, and ",
+                            least.agreed, " staged by every rank"));
+}
+
+}  // namespace eplb
