@@ -247,14 +247,16 @@ export {
   type EplbEvent,
   type LayersCommitted,
 } from "./lib/runtime/events.ts";
+export { Dispatcher } from "./lib/native/dispatcher.ts";
 export {
-  Dispatcher,
-  type DispatcherAddresses,
+  type DispatchAddresses,
   type DispatcherOptions,
+  type DispatchLaunchOptions,
   type DispatchOptions,
-  type LaunchOptions,
+  type ReadLoadsOptions,
+  type SnapshotLoadsOptions,
   type UpdateTablesOptions,
-} from "./lib/native/dispatcher.ts";
+} from "./lib/native/dispatcher_options.ts";
 export {
   buildDispatchTables,
   type DispatchTables,

@@ -167,13 +167,15 @@ export class Cycle {
     );
     const load = addUp(all, own.length);
     const loadSeconds = (performance.now() - start) / 1e3;
-    this.#planned = await planner.plan({
+    const planned = await planner.plan({
       input: this.#context.decisionInput(model, load),
       settings: model.engine.moveSettings({
         direct: this.#context.mode === "async" && this.#context.drain,
         maxLayersPerBatch: layersPerStep,
       }),
     });
+    model.checkReplicas(planned.move.to);
+    this.#planned = planned;
     this.#emitDecided(loadSeconds);
   }
 

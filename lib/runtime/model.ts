@@ -43,6 +43,9 @@ export interface ServedModel {
   record(counts: Counts): void;
 }
 
+/** Replicas of one expert that maps have room for, unless told otherwise. */
+const MOST_REPLICAS = 256;
+
 /** What models of one state share. */
 export interface ModelContext {
   readonly library: NativeLibrary;
@@ -196,6 +199,15 @@ export class Model implements ServedModel {
     this.#shares = shares;
   }
 
+  /** Refuses a placement with more replicas of an expert than the maps have room for. */
+  checkReplicas({ maxReplicas }: Placement): void {
+    const most = mostReplicas(this.#placement, this.options);
+    if (maxReplicas <= most) return;
+    throw new RangeError(
+      `Cannot serve placement: an expert has ${maxReplicas} replicas, the maps have room for ${most}: set dispatch.maxReplicas`,
+    );
+  }
+
   /**
    * Puts the load since the last call aside, at the end of a step; waits for what is left of the last
    * call, which is nothing unless both come without a forward pass between them.
@@ -295,7 +307,9 @@ function initialPlacement(
   });
 }
 
+/** Replicas of one expert that the maps have room for. */
 function mostReplicas(placement: Placement, options: ModelOptions): number {
   const { slots, experts } = placement;
-  return options.dispatch?.maxReplicas ?? slots - experts + 1;
+  return options.dispatch?.maxReplicas ??
+    Math.min(slots - experts + 1, MOST_REPLICAS);
 }

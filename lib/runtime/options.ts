@@ -151,9 +151,10 @@ export interface DispatchSettings {
    */
   readonly nearest?: boolean;
   /**
-   * The most replicas of one expert that the device's maps have room for.
+   * The most replicas of one expert that the device's maps have room for: 8 bytes each for every
+   * layer and expert. A decision that needs more is given up.
    *
-   * @default {redundant slots + 1}
+   * @default {redundant slots + 1, at most 256}
    */
   readonly maxReplicas?: number;
 }
