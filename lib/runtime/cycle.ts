@@ -72,8 +72,8 @@ export class Cycle {
   #lastProgress = performance.now();
   #lastReady = -1;
   #stallSeconds = 0;
-  /** When the step began to end. */
-  #advanced = performance.now();
+  /** When the step that is ending began to do so. */
+  #advanced: number | undefined;
   #failedRank: number | undefined;
   #ended = false;
   readonly #done = Promise.withResolvers<void>();
@@ -129,7 +129,7 @@ export class Cycle {
 
   /** The end of a step. */
   async advance(step: number): Promise<void> {
-    const start = this.#advanced = performance.now();
+    this.#advanced = performance.now();
     this.#step = step;
     if (this.#context.mode === "sync") {
       await this.#preparation;
@@ -140,7 +140,8 @@ export class Cycle {
     } catch (error) {
       await this.#fail(error);
     }
-    this.#stallSeconds += (performance.now() - start) / 1e3;
+    this.#stallSeconds += this.#stalling;
+    this.#advanced = undefined;
     if (!this.#ended && this.#context.mode === "async") this.#cast();
   }
 
@@ -221,9 +222,12 @@ export class Cycle {
     const { decision, move } = this.#planned!;
     if (move.program.batchCount === 0) {
       // Slots may have become empty, and tokens may be split anew.
+      const resplit = decision.shares.some((share, cell) =>
+        share !== model.shares[cell]
+      );
       model.engine.adopt(move);
       model.serve(move.to, decision.shares);
-      return this.#end("unchanged", undefined);
+      return this.#end(resplit ? "resplit" : "unchanged", undefined);
     }
     const { mode, cycleTimeout, layersPerStep, stepTimeout } = this.#context;
     const Kind = mode === "async" ? BackgroundTransfer : BlockingTransfer;
@@ -252,7 +256,7 @@ export class Cycle {
         firstLayer: first,
         layers,
         commitSeconds: (now - start) / 1e3,
-        stallSeconds: (now - this.#advanced) / 1e3,
+        stallSeconds: this.#stalling,
       });
     }
     if (transfer.committed < this.model.placement.layers) return;
@@ -291,6 +295,12 @@ export class Cycle {
     this.#lastProgress = performance.now();
   }
 
+  /** Seconds for which the step that is ending has been held up so far. */
+  get #stalling(): number {
+    if (this.#advanced === undefined) return 0;
+    return (performance.now() - this.#advanced) / 1e3;
+  }
+
   #remaining(timeout: number): number {
     return Math.max(1, timeout - (performance.now() - this.#started));
   }
@@ -304,7 +314,8 @@ export class Cycle {
     this.#ended = true;
     const { model } = this;
     const { layers, slots } = model.placement;
-    const committedLayers = outcome === "unchanged"
+    const nothingMoves = outcome === "unchanged" || outcome === "resplit";
+    const committedLayers = nothingMoves
       ? layers
       : this.#transfer?.committed ?? 0;
     const moves = countCases(
@@ -326,7 +337,7 @@ export class Cycle {
       },
       steps: this.#step - this.#firstStep,
       moveSeconds,
-      stallSeconds: this.#stallSeconds,
+      stallSeconds: this.#stallSeconds + this.#stalling,
       seconds: (performance.now() - this.#started) / 1e3,
     });
     // An engine that has given up a move is replaced while the model serves on.

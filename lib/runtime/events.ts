@@ -66,7 +66,12 @@ export interface LayersCommitted extends CycleEvent {
 }
 
 /** How a cycle ended. */
-export type CycleOutcome = "committed" | "unchanged" | "abandoned" | "failed";
+export type CycleOutcome =
+  | "committed"
+  | "resplit"
+  | "unchanged"
+  | "abandoned"
+  | "failed";
 
 /** A cycle is over; maps and weights agree, whatever the outcome. */
 export interface CycleEnded extends CycleEvent {
@@ -76,7 +81,8 @@ export interface CycleEnded extends CycleEvent {
    * | outcome | what happened |
    * | --- | --- |
    * | `committed` | every layer is as decided |
-   * | `unchanged` | nothing was to be moved |
+   * | `resplit` | nothing was to be moved, but tokens are split anew over the replicas |
+   * | `unchanged` | everything stays as it is |
    * | `abandoned` | given up by all ranks together; the state goes on |
    * | `failed` | a rank was lost; the state serves on with the maps it has, and balances no more |
    */

@@ -184,16 +184,19 @@ export class Model implements ServedModel {
     const { topology, ranks } = this.#context;
     const { replicas, nearest } = this.options.dispatch ?? {};
     for (const [i, dispatcher] of this.#dispatchers.entries()) {
-      dispatcher.update(buildDispatchTables(placement, {
-        shares,
-        rank: ranks[i]!,
-        topology,
-        replicas: replicas ?? "shares",
-        nearest: nearest ?? false,
-        maxReplicas: mostReplicas(placement, this.options),
-        firstLayer: range.first,
-        layers: range.end - range.first,
-      }));
+      dispatcher.update(
+        buildDispatchTables(placement, {
+          shares,
+          rank: ranks[i]!,
+          topology,
+          replicas: replicas ?? "shares",
+          nearest: nearest ?? false,
+          maxReplicas: mostReplicas(placement, this.options),
+          firstLayer: range.first,
+          layers: range.end - range.first,
+        }),
+        this.#stream(i),
+      );
     }
     this.#placement = placement;
     this.#shares = shares;
@@ -216,13 +219,19 @@ export class Model implements ServedModel {
     await this.#reading;
     const recorded = this.#recorded;
     this.#recorded = undefined;
-    const counted = this.#dispatchers.map((dispatcher) => {
-      dispatcher.snapshot();
+    const counted = this.#dispatchers.map((dispatcher, i) => {
+      dispatcher.snapshot(this.#stream(i));
       return dispatcher.read();
     });
     const counts = addUp(recorded, counted, this.#placement);
     this.#reading = counts.then(() => {}, () => {});
     this.#segments.close(step, counts);
+  }
+
+  /** What orders the maps of a rank with its launches. */
+  #stream(index: number): { readonly stream?: bigint } {
+    const stream = this.options.streams?.[index];
+    return stream === undefined ? {} : { stream };
   }
 
   /** Load of this process' ranks in the window, [layers, experts]. */

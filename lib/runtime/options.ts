@@ -120,6 +120,13 @@ export interface ModelOptions
   readonly placement?: Placement;
   /** How tokens find a replica. */
   readonly dispatch?: DispatchSettings;
+  /**
+   * The `cudaStream_t` on which each rank of this process launches its dispatch kernels: new maps and
+   * what was counted are ordered by it.
+   *
+   * @default {the default stream}
+   */
+  readonly streams?: readonly bigint[];
   /** What is balanced; default: tokens. */
   readonly objective?: Objective;
   /**

@@ -24,6 +24,8 @@ import { WorkerPlanner } from "./worker_planner.ts";
 const STEP_INTERVAL = 3000;
 const WINDOW_STEPS = 1000;
 const CYCLE_TIMEOUT = 600_000;
+/** Milliseconds that a process waits for the others to close, too. */
+const CLOSE_TIMEOUT = 5_000;
 /** No limit. */
 const MOST_LAYERS = 2 ** 31 - 1;
 /** Pause between two looks at a cycle that is being drained, in milliseconds. */
@@ -78,7 +80,7 @@ const NOTHING_DUE: Promise<void> = Promise.resolve();
  * for (let step = 0; step < 24; step++) {
  *   for (let rank = 0; rank < 4; rank++) {
  *     for (let layer = 0; layer < 2; layer++) {
- *       model.dispatcher(rank).dispatch(logical, physical, { layer, topK: 2 });
+ *       model.dispatcher(rank).dispatch(logical, physical, { layer, topK: 2, salt: step });
  *     }
  *   }
  *   // …the forward pass: tokens go to their physical experts…
@@ -338,13 +340,22 @@ export class EplbState implements AsyncDisposable {
     }));
   }
 
-  /** Abandons what is in progress and frees everything but the weights; may be called twice. */
+  /**
+   * Abandons what is in progress and frees everything but the weights; may be called twice.
+   *
+   * It waits up to five seconds for the other processes to do the same: weights that
+   * other GPUs have mapped must not be freed before.
+   */
   async close(): Promise<void> {
     if (this.#closed) return;
     this.#closed = true;
     this.#options.signal?.removeEventListener("abort", this.#onAbort);
     this.#planner.close();
     await Promise.all(this.#models.map((model) => model.close()));
+    if (this.#failure !== undefined || !this.#world.distributed) return;
+    const deadline = new Deadline(CLOSE_TIMEOUT);
+    await this.#world.exchange("closed", new Uint8Array(0), deadline)
+      .catch(() => {}); // others serve on, or are gone
   }
 
   /** Same as {@linkcode EplbState.close}. */

@@ -97,6 +97,7 @@ const OUTCOME: MetricLabel = {
   name: "outcome",
   values: all<CycleOutcome>({
     committed: true,
+    resplit: true,
     unchanged: true,
     abandoned: true,
     failed: true,

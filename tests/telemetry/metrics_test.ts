@@ -76,6 +76,7 @@ Deno.test("observe() counts cycles by trigger and by outcome", () => {
   });
   assertEquals(read(metrics, "eplb_cycles_total"), {
     "main committed": 2,
+    "main resplit": 0,
     "main unchanged": 1,
     "main abandoned": 0,
     "main failed": 1,

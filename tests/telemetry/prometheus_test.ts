@@ -32,6 +32,7 @@ Deno.test("prometheus() writes counters, gauges and histograms", () => {
     "# HELP eplb_cycles_total Cycles that have ended, by how",
     "# TYPE eplb_cycles_total counter",
     'eplb_cycles_total{model="main",outcome="committed"} 1',
+    'eplb_cycles_total{model="main",outcome="resplit"} 0',
     'eplb_cycles_total{model="main",outcome="unchanged"} 0',
     'eplb_cycles_total{model="main",outcome="abandoned"} 0',
     'eplb_cycles_total{model="main",outcome="failed"} 0',
