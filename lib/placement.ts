@@ -344,6 +344,33 @@ export class Placement {
   }
 
   /**
+   * Counts the layers, from the first, that are as in another placement.
+   *
+   * @param other The other placement, of the same shape.
+   * @returns Number of layers up to the first one that differs.
+   * @throws {RangeError} If the shapes differ.
+   *
+   * @example Usage
+   * ```ts
+   * import { Placement } from "@eplb/eplb";
+   * import { assertEquals } from "@std/assert";
+   *
+   * const one = Placement.from([[0, 1], [0, 1]], { ranks: 2 });
+   * const other = Placement.from([[0, 1], [1, 0]], { ranks: 2 });
+   *
+   * assertEquals(one.layersInCommon(other), 1);
+   * ```
+   */
+  layersInCommon(other: Placement): number {
+    checkSameShape(this, other, "compare placements");
+    const { physicalToLogical } = other;
+    const cell = this.physicalToLogical.findIndex((expert, cell) =>
+      expert !== physicalToLogical[cell]
+    );
+    return cell < 0 ? this.layers : Math.floor(cell / this.slots);
+  }
+
+  /**
    * Tells whether another placement has the same sizes and the same map.
    *
    * @param other The other placement.

@@ -252,20 +252,21 @@ EPLB_API int32_t eplb_engine_seal(eplb_handle engine, char* error,
 // bytes that came in from, and went out to, other ranks. `result` and `rank_bytes` are written on failure
 // too; the engine is then broken, and weights and maps agree for result->committed_batches batches.
 //
-// A run that is *held* stages batches as any other, but does not touch slots that others may be
-// reading before eplb_engine_commit permits it; it returns when all batches are permitted and
-// committed on every rank of the job. If it fails it commits nothing more, not even what was
-// permitted: eplb_engine_settle does, where another rank was faster.
+// A run that is *held* stages batches as any other, but commits a batch only once eplb_engine_commit has
+// permitted it, so that a model may read the slots meanwhile. It returns when every rank of the job has
+// committed all batches. When it fails it commits nothing more, not even what was permitted; where
+// another rank was faster, eplb_engine_settle does.
 EPLB_API int32_t eplb_engine_run(eplb_handle engine, const int32_t* program, uint64_t words,
                                  const eplb_run_config* config, eplb_run_result* result,
                                  uint64_t* rank_bytes, char* error,
                                  uint64_t capacity) EPLB_NOEXCEPT;
 // [any time] [waits] Permits the held run in progress to commit its leading `batches` batches, and
-// waits until these are in place on every local rank. Which batches do not have to wait for other ranks
-// says eplb_engine_progress, and more may be permitted. A permission stays, also when the wait for it
-// has timed out, and ends with the run. *committed: the batches in place, written on failure too. If
-// the run fails first, the status and text are the run's. After a run: EPLB_OK if it has committed
-// `batches`, else its failure, or EPLB_INVALID_ARGUMENT.
+// waits until these are in place on every local rank. That takes no longer than the copies for batches
+// that are agreed on (eplb_engine_progress); for others it waits until all ranks have staged them. A
+// permission stays, also when this call has timed out, and ends with the run. *committed: the batches in
+// place, written on failure too. If the run fails first, status and text are the run's. When no run is
+// in progress: EPLB_OK if the last one has committed `batches`, else its failure, or
+// EPLB_INVALID_ARGUMENT.
 EPLB_API int32_t eplb_engine_commit(eplb_handle engine, uint32_t batches, uint64_t timeout_ms,
                                     uint32_t* committed, char* error,
                                     uint64_t capacity) EPLB_NOEXCEPT;

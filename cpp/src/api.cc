@@ -345,8 +345,7 @@ int32_t eplb_engine_run(eplb_handle engine, const int32_t* program, uint64_t wor
     known.failed_rank = -1;
     known.seconds = 0;
     write_struct(result, known);
-    const RunOutcome outcome =
-        engine_table().borrow(engine)->run(program, words, how, rank_bytes);
+    const RunOutcome outcome = engine_table().borrow(engine)->run(program, words, how, rank_bytes);
     known.committed_batches = outcome.committed;
     known.seconds = outcome.seconds;
     if (outcome.error) known.failed_rank = outcome.error->rank;

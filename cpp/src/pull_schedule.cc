@@ -113,7 +113,11 @@ class BatchBuilder {
     PullBatch result;
     std::vector<Piece> pull;
     Lists local;
-    for (int32_t tensor = 0; tensor < own_.tensors; ++tensor) gather(tensor, staged, &pull, &local);
+    for (const std::vector<Arrival>& arrivals : by_peer(staged)) {
+      for (int32_t tensor = 0; tensor < own_.tensors; ++tensor) {
+        gather(tensor, arrivals, &pull, &local);
+      }
+    }
     result.pull = move_to(&schedule->engine_pieces, pull);
     result.gather = move_lists(schedule, local);
     for (const auto& step : order.steps()) {
@@ -145,28 +149,46 @@ class BatchBuilder {
     return all;
   }
 
-  void gather(int32_t tensor, const std::vector<bool>& staged, std::vector<Piece>* pull,
+  struct Arrival {
+    const Operation* operation;
+    size_t cell;  // of one that is not direct
+  };
+
+  // What has to be gathered, by the rank that it comes from: first this rank, then the next one,
+  // and so on round the world. So at any time each rank reads from another one, and no rank's
+  // memory is read by all at once.
+  std::vector<std::vector<Arrival>> by_peer(const std::vector<bool>& staged) const {
+    const size_t world = task_.sources->size();
+    const auto distance = [&](const Operation& operation) {
+      return static_cast<size_t>(operation.peer + static_cast<int32_t>(world) - task_.rank) % world;
+    };
+    std::vector<std::vector<Arrival>> groups(world);
+    for (size_t cell = 0; cell < arrivals_.size(); ++cell) {
+      if (staged[cell]) groups[distance(*arrivals_[cell])].push_back({arrivals_[cell], cell});
+    }
+    for (const Operation* operation : direct_)
+      groups[distance(*operation)].push_back({operation, 0});
+    return groups;
+  }
+
+  void gather(int32_t tensor, const std::vector<Arrival>& arrivals, std::vector<Piece>* pull,
               Lists* local) const {
     const Operation* before = nullptr;
-    for (size_t cell = 0; cell < arrivals_.size(); ++cell) {
-      if (!staged[cell]) continue;
-      take(tensor, *arrivals_[cell], in_cell(tensor, cell), before, pull, local);
-      before = arrivals_[cell];
-    }
-    before = nullptr;
-    for (const Operation* operation : direct_) {
-      const uint64_t slot = own_.at(operation->layer, tensor, operation->slot);
-      take(tensor, *operation, slot, before, pull, local);
+    for (const auto& [operation, cell] : arrivals) {
+      const uint64_t target = operation->direct ? own_.at(operation->layer, tensor, operation->slot)
+                                                : in_cell(tensor, cell);
+      take(tensor, *operation, target, before, pull, local);
       before = operation;
     }
   }
 
-  // Memory of two layers or ranks is never one piece: it may be two allocations side by side.
+  // `before` has the same peer. Memory of two layers is never one piece: it may be two allocations
+  // side by side; and so may be slots and staging memory.
   void take(int32_t tensor, const Operation& operation, uint64_t target, const Operation* before,
             std::vector<Piece>* pull, Lists* local) const {
     const PullSource& source = (*task_.sources)[operation.peer];
     const bool follows =
-        before != nullptr && before->layer == operation.layer && before->peer == operation.peer;
+        before != nullptr && before->layer == operation.layer && before->direct == operation.direct;
     add({target, source.weights.at(operation.layer, tensor, operation.peer_slot),
          own_.tensor_bytes[tensor]},
         follows, is_small(tensor) || source.same_gpu ? local_list(tensor, local) : pull);

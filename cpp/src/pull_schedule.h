@@ -13,6 +13,9 @@
 //
 // What is direct takes no commit: pull and gather put it into its slot, also from inside the rank.
 //
+// A rank pulls from the next rank first, then from the one after it, and so on round the world: if
+// all do, no rank's memory is read by several at once.
+//
 // A small tensor is not worth a copy engine's start: all of a batch go with one launch of the copy
 // kernel, which reads other GPUs' memory where it is. Large ones of gather and commit go with them,
 // or by copy engine, if no multiprocessor is to be taken from others.

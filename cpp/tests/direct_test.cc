@@ -100,7 +100,8 @@ TEST("a held run writes direct operations while it stages, and nothing else") {
       expect_but_for_direct(all, script, before, permitted, actual);
       const std::vector<Bytes> next = script.apply(before, permitted + 1);
       for (const Op& op : script.ops) {
-        if ((op.code & EPLB_OP_DIRECT) == 0 || op.batch != static_cast<int32_t>(permitted)) continue;
+        const bool is_next = op.batch == static_cast<int32_t>(permitted);
+        if ((op.code & EPLB_OP_DIRECT) == 0 || !is_next) continue;
         const size_t place = op.layer * shape.slots + op.slot;
         early += actual[op.rank][place] == next[op.rank][place] ? 1 : 0;
       }

@@ -39,10 +39,9 @@ struct Rank {
     staging.assign(plan.sets * layout.set_bytes(), '\0');
     packs.assign(plan.sets * most_packed(batches) * layout.pack_bytes, '\0');
     send_packs.assign(plan.sets * most_sent(batches) * layout.pack_bytes, '\0');
-    schedule =
-        make_schedule(batches, view, layout,
-                      {address_of(staging), address_of(packs), address_of(send_packs), plan.sets,
-                       most_packed(batches), most_sent(batches)});
+    schedule = make_schedule(batches, view, layout,
+                             {address_of(staging), address_of(packs), address_of(send_packs),
+                              plan.sets, most_packed(batches), most_sent(batches)});
   }
 
   // Copies between the weights and what the naive model works on.

@@ -221,7 +221,7 @@ TEST("parse_program() refuses to read what is written directly, and to write it 
   refused(words(kBatches, {{0, 0, 2, kCopy | kDirect, 0, 0, 2, 0}}), "reads layer 0, slot 0");
   refused(with({0, 0, 2, kCopy, 0, 3, 2, 0}), "a second time");
   refused(with({0, 0, 2, kReceive | kDirect, 0, 3, 1, 0}), "a second time");
-  parse(with({0, 0, 2, kSend, 1, 3, 1, 0}));  // of another layer
+  parse(with({0, 0, 2, kSend, 1, 3, 1, 0}));                       // of another layer
   parse(words(kBatches, {{0, 0, 0, kSend, 0, 3, 1, 0}, direct}));  // of another rank
 }
 
@@ -234,8 +234,8 @@ TEST("parse_program() survives damaged words") {
   int accepted = 0;
   for (int i = 0; i < 20000; ++i) {
     std::vector<int32_t> damaged = good;
-    const int32_t values[] = {
-        -1, 0, 1, 2, 3, 4, 0x102, INT32_MAX, INT32_MIN, static_cast<int32_t>(random())};
+    const int32_t values[] = {-1, 0,     1,         2,         3,
+                              4,  0x102, INT32_MAX, INT32_MIN, static_cast<int32_t>(random())};
     for (uint64_t k = 0; k <= random() % 3; ++k) {
       damaged[random() % damaged.size()] = values[random() % 10];
     }

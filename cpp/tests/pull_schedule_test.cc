@@ -276,6 +276,34 @@ TEST("make_pull_schedule() stages one copy of each circle inside a rank, and no 
   }
 }
 
+TEST("make_pull_schedule() pulls from the next rank first, and so on round the world") {
+  std::mt19937_64 random(5);
+  const uint32_t world = 5;
+  const ranks::Shape shape = {1, 4, {64, 32}};
+  ranks::Script script{shape, world, {{0, 1}}, {}};
+  for (int32_t rank = 0; rank < 5; ++rank) {
+    for (int32_t peer = 0, slot = 0; peer < 5; ++peer) {
+      if (peer == rank) continue;
+      // Not slot after slot, so that nothing is one piece.
+      script.ops.push_back({0, 0, rank, EPLB_OP_RECEIVE, 0, slot, peer, 3 - slot});
+      script.ops.push_back({0, 0, peer, EPLB_OP_SEND, 0, 3 - slot, rank, slot});
+      ++slot;
+    }
+  }
+  const World all(script, {{4, 1, 0}, false, 1}, random);
+  for (uint32_t rank = 0; rank < world; ++rank) {
+    const PullSchedule& schedule = all.schedules[rank];
+    const IndexRange& pull = schedule.batches[0].pull;
+    CHECK_EQ(size(pull), 8u);  // two tensors of four experts
+    for (uint32_t i = pull.first; i < pull.last; ++i) {
+      const uint32_t peer = (rank + 1 + (i - pull.first) / 2) % world;
+      const uint64_t begin = address_of(all.weights[peer]);
+      CHECK(schedule.engine_pieces[i].source >= begin);
+      CHECK(schedule.engine_pieces[i].source < begin + all.weights[peer].size());
+    }
+  }
+}
+
 TEST("make_pull_schedule() makes one copy of slots that follow each other at both ends") {
   std::mt19937_64 random(3);
   const ranks::Shape shape = {2, 4, {64, 32}};

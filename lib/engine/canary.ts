@@ -1,12 +1,11 @@
 // The canary: digests of every expert's tensors, taken where the bytes are,
-// before a rearrangement at the sources and after it at the destinations.
+// before a rearrangement and after it.
 
-import { MigrationCase, type MigrationPlan } from "../migration/plan.ts";
 import type { ExpertWeights } from "../native/weights.ts";
 import type { Placement } from "../placement.ts";
 import type { Deadline, World } from "./world.ts";
 
-/** One tensor of one slot whose bytes are not those of its source. */
+/** One tensor of one slot whose bytes are not those that its expert had before. */
 export interface Mismatch {
   /** Layer. */
   readonly layer: number;
@@ -38,44 +37,45 @@ export async function takeDigests(
   return all.map((bytes) => new Uint32Array(bytes.slice().buffer));
 }
 
-/** Compares every slot's digests after a rearrangement with its source's before. */
+/**
+ * Compares every slot's digests after a rearrangement with those that its expert had before it, in
+ * any of its slots.
+ */
 export function compareDigests(
   before: Digests,
   after: Digests,
   options: {
-    readonly plan: MigrationPlan;
+    readonly from: Placement;
     readonly to: Placement;
     readonly tensors: readonly string[];
   },
 ): Mismatch[] {
-  const { plan, to, tensors } = options;
+  const { from, to, tensors } = options;
   const { layers, slots, slotsPerRank } = to;
-  const count = tensors.length;
   const mismatches: Mismatch[] = [];
-  const differs = (
-    layer: number,
-    tensor: number,
-    [target, source]: readonly [number, number],
-  ): boolean => {
-    const a = after[Math.floor(target / slotsPerRank)]!;
-    const b = before[Math.floor(source / slotsPerRank)]!;
-    const row = layer * slotsPerRank;
-    const i = 2 * ((row + target % slotsPerRank) * count + tensor);
-    const j = 2 * ((row + source % slotsPerRank) * count + tensor);
-    return a[i] !== b[j] || a[i + 1] !== b[j + 1];
-  };
   for (let layer = 0; layer < layers; layer++) {
+    const row = layer * slots;
+    const holders = holdersOf(from, layer);
     for (let slot = 0; slot < slots; slot++) {
-      const source = originOf(plan, layer * slots + slot);
-      if (source === undefined) continue;
-      for (let tensor = 0; tensor < count; tensor++) {
-        if (!differs(layer, tensor, [slot, source])) continue;
+      const expert = to.physicalToLogical[row + slot]!;
+      if (expert < 0) continue;
+      for (const [tensor, name] of tensors.entries()) {
+        const digestOf = (digests: Digests, slot: number): string => {
+          const rank = Math.floor(slot / slotsPerRank);
+          const place = layer * slotsPerRank + slot % slotsPerRank;
+          const at = 2 * (place * tensors.length + tensor);
+          return `${digests[rank]![at]} ${digests[rank]![at + 1]}`;
+        };
+        const found = digestOf(after, slot);
+        if (
+          holders[expert]!.some((holder) => digestOf(before, holder) === found)
+        ) continue;
         mismatches.push({
           layer,
           rank: Math.floor(slot / slotsPerRank),
           slot: slot % slotsPerRank,
-          expert: to.physicalToLogical[layer * slots + slot]!,
-          tensor: tensors[tensor]!,
+          expert,
+          tensor: name,
         });
       }
     }
@@ -83,17 +83,13 @@ export function compareDigests(
   return mismatches;
 }
 
-/** The slot whose old bytes a slot must hold now; undefined for an empty slot. */
-function originOf(plan: MigrationPlan, entry: number): number | undefined {
-  const layerStart = entry - entry % plan.slots;
-  switch (plan.cases[entry]) {
-    case MigrationCase.empty:
-      return undefined;
-    case MigrationCase.unchanged:
-      return entry - layerStart;
-    case MigrationCase.duplicate:
-      return plan.source[layerStart + plan.source[entry]!]!;
-    default:
-      return plan.source[entry]!;
+/** Slots that hold each expert in a layer. */
+function holdersOf(placement: Placement, layer: number): number[][] {
+  const { slots, experts, physicalToLogical } = placement;
+  const holders: number[][] = Array.from({ length: experts }, () => []);
+  for (let slot = 0; slot < slots; slot++) {
+    const expert = physicalToLogical[layer * slots + slot]!;
+    if (expert >= 0) holders[expert]!.push(slot);
   }
+  return holders;
 }

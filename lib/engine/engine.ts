@@ -1,5 +1,6 @@
 import { DEFAULT_TIMEOUT, type WaitOptions } from "../cluster/wait.ts";
-import { lowerBoundSeconds, traffic } from "../migration/traffic.ts";
+import { countMoves } from "../migration/plan.ts";
+import { lowerBoundSeconds, totalTraffic } from "../migration/traffic.ts";
 import { NativeEngine, type TransportName } from "../native/engine.ts";
 import type { Placement } from "../placement.ts";
 import { compareDigests, type Digests, takeDigests } from "./canary.ts";
@@ -11,7 +12,7 @@ import {
   type MoveOptions,
   type MoveSettings,
   placementAt,
-  planMove,
+  planJourney,
 } from "./move.ts";
 import type {
   EngineOptions,
@@ -115,11 +116,7 @@ export class Engine implements AsyncDisposable {
     const ranks = options.ranks ?? weights.map((_, rank) => rank);
     checkFit(options, ranks);
     const transport = chooseTransport(options);
-    const pullsOnGpus = transport === "pull" && weights[0]!.device !== "host";
-    const staging = stagingFor(weights[0]!, {
-      unboundedSets: pullsOnGpus ? 3 : 2,
-      ...options.staging,
-    });
+    const staging = stagingFor(weights[0]!, options.staging);
     const deadline = new Deadline(
       options.timeout ?? DEFAULT_TIMEOUT,
       options.signal,
@@ -192,9 +189,9 @@ export class Engine implements AsyncDisposable {
     this.#enter();
     try {
       const start = performance.now();
-      const move = this.#plan(to, options);
+      const moves = this.#plan(to, options);
       const planSeconds = (performance.now() - start) / 1e3;
-      return await this.#carryOut(move, { ...options, planSeconds });
+      return await this.#carryOut(moves, { ...options, planSeconds });
     } finally {
       if (this.#state === "busy") this.#state = "ready";
     }
@@ -292,11 +289,11 @@ export class Engine implements AsyncDisposable {
     this.#state = "busy";
   }
 
-  #plan(to: Placement, options: RearrangeOptions): Move {
+  #plan(to: Placement, options: RearrangeOptions): readonly Move[] {
     try {
-      const { sources, direct } = options;
+      const { sources, direct, relay } = options;
       const settings = this.moveSettings({ sources, direct });
-      return planMove(this.#placement, to, settings);
+      return planJourney(this.#placement, to, { ...settings, relay });
     } catch (error) {
       this.#world.fail(messageOf(error));
       throw error;
@@ -315,38 +312,51 @@ export class Engine implements AsyncDisposable {
   }
 
   async #carryOut(
-    move: Move,
+    moves: readonly Move[],
     options: RearrangeOptions & { readonly planSeconds: number },
   ): Promise<RearrangeResult> {
     const deadline = new Deadline(
       options.timeout ?? DEFAULT_TIMEOUT,
       options.signal,
     );
+    let [hop, moveSeconds]: [Move, number] = [moves[0]!, 0];
     let run: Run | undefined;
     try {
-      await this.#agree(move, deadline);
+      await this.#agree(moves, deadline);
       const before = await this.#digests("before", options, deadline);
-      this.#placement = move.drained;
-      run = this.#start(move, { deadline, held: false });
-      const moveSeconds = await watched(run, move, options.onProgress);
-      this.#placement = move.to;
+      for (hop of moves) {
+        this.#placement = hop.drained;
+        run = this.#start(hop, { deadline, held: false });
+        moveSeconds += await watched(run, {
+          hop: moves.indexOf(hop),
+          hops: moves.length,
+          layers: hop.to.layers,
+          onProgress: options.onProgress,
+        });
+        this.#placement = hop.to;
+      }
       const after = await this.#digests("after", options, deadline);
-      return this.#report(move, {
+      return this.#report(moves, {
         planSeconds: options.planSeconds,
         moveSeconds,
         digests: before && after && { before, after },
       });
     } catch (error) {
       if (error instanceof PlanMismatchError) throw error;
-      throw await this.#recover(move, error, run);
+      throw await this.#recover(hop, {
+        cause: error,
+        run,
+        to: moves.at(-1)!.to,
+      });
     }
   }
 
   /** Refuses to start unless every process has the same plan. */
-  async #agree(move: Move, deadline: Deadline): Promise<void> {
+  async #agree(moves: readonly Move[], deadline: Deadline): Promise<void> {
     if (!this.#world.distributed) return;
-    const digest = new TextEncoder().encode(move.digest);
-    const local = this.#world.locals.map(() => digest);
+    const digest = moves.map((move) => move.digest).join(" ");
+    const bytes = new TextEncoder().encode(digest);
+    const local = this.#world.locals.map(() => bytes);
     const digests = (await this.#world.gather("plan digest", local, deadline))
       .map((bytes) => new TextDecoder().decode(bytes));
     if (digests.some((one) => one !== digests[0])) {
@@ -368,21 +378,25 @@ export class Engine implements AsyncDisposable {
 
   /** Agrees with the survivors on what is committed, and makes the error that says so. */
   async #recover(
-    move: Move,
-    cause: unknown,
-    run: Run | undefined,
+    hop: Move,
+    failure: {
+      readonly cause: unknown;
+      readonly run: Run | undefined;
+      readonly to: Placement;
+    },
   ): Promise<RearrangeError> {
+    const { cause, run, to } = failure;
     this.#state = "broken";
     this.#world.fail(messageOf(cause));
     const committed = await run?.committedBatches();
-    const layers = layersOf(
-      move,
-      await settle(this.#parts, { committed, together: false }),
-    );
-    if (run !== undefined) this.#placement = placementAt(move, layers);
+    const batches = await settle(this.#parts, { committed, together: false });
+    if (run !== undefined) {
+      this.#placement = placementAt(hop, layersOf(hop, batches));
+    }
+    const layers = this.#placement.layersInCommon(to);
     return new RearrangeError(
       `Cannot complete the rearrangement: ${messageOf(cause)}; ` +
-        `${layers} of ${move.to.layers} layers are committed`,
+        `${layers} of ${to.layers} layers are committed`,
       {
         failedRank: run?.failedRank ?? rankOf(cause, this.#world),
         committedLayers: layers,
@@ -393,7 +407,7 @@ export class Engine implements AsyncDisposable {
   }
 
   #report(
-    move: Move,
+    moves: readonly Move[],
     run: {
       readonly planSeconds: number;
       readonly moveSeconds: number;
@@ -401,19 +415,20 @@ export class Engine implements AsyncDisposable {
     },
   ): RearrangeResult {
     const { topology, weights } = this.#options;
-    const { layout, tensorBytes } = weights[0]!;
-    const expertBytes = tensorBytes.reduce((sum, bytes) => sum + bytes, 0);
-    const bytes = traffic(move.plan, { expertBytes });
+    const { layout } = weights[0]!;
+    const plans = moves.map(({ plan }) => plan);
+    const bytes = totalTraffic(plans, { expertBytes: layout.expertBytes });
     const busiest = Math.max(...bytes.bytesReceived);
     const mismatches = run.digests
       ? compareDigests(run.digests.before, run.digests.after, {
-        plan: move.plan,
-        to: move.to,
+        from: moves[0]!.from,
+        to: moves.at(-1)!.to,
         tensors: layout.moved.map(({ name }) => name),
       })
       : [];
     return {
-      plan: move.plan,
+      plans,
+      moves: countMoves(plans),
       traffic: bytes,
       planSeconds: run.planSeconds,
       moveSeconds: run.moveSeconds,
@@ -428,17 +443,21 @@ export class Engine implements AsyncDisposable {
 /** Waits for a run, and says a few times a second how far it is. */
 async function watched(
   run: Run,
-  move: Move,
-  onProgress: RearrangeOptions["onProgress"],
+  options: {
+    readonly hop: number;
+    readonly hops: number;
+    readonly layers: number;
+    readonly onProgress: RearrangeOptions["onProgress"];
+  },
 ): Promise<number> {
-  const { layers } = move.to;
-  const timer = onProgress && setInterval(
-    () => onProgress(run.committedLayers, layers),
-    PROGRESS_INTERVAL,
-  );
+  const { hop, hops, layers, onProgress } = options;
+  const report = (committed: number): void =>
+    onProgress?.(Math.floor((hop * layers + committed) / hops), layers);
+  const timer = onProgress &&
+    setInterval(() => report(run.committedLayers), PROGRESS_INTERVAL);
   try {
     const seconds = await run.finished;
-    onProgress?.(layers, layers);
+    report(layers);
     return seconds;
   } finally {
     clearInterval(timer);

@@ -5,6 +5,7 @@
  */
 import { planDigest } from "../migration/digest.ts";
 import { directSlots, drained } from "../migration/direct.ts";
+import { planHops } from "../migration/hops.ts";
 import { type MigrationPlan, planMigration } from "../migration/plan.ts";
 import { compileProgram, type Program } from "../migration/program.ts";
 import type { SourceChoice } from "../migration/sources.ts";
@@ -127,6 +128,17 @@ export function planMove(
     },
   });
   return { from, drained: drained(from, direct), to, plan, program, digest };
+}
+
+/** Plans the way in as many hops as nodes and staging memory ask for. */
+export function planJourney(
+  from: Placement,
+  to: Placement,
+  settings: MoveSettings & { readonly relay?: boolean | undefined },
+): readonly Move[] {
+  const { topology, stagingCells, relay = true } = settings;
+  const hops = planHops(from, to, { topology, stagingCells, relay });
+  return hops.map((hop, i) => planMove(hops[i - 1] ?? from, hop, settings));
 }
 
 /** Layers that are as the new placement says once so many batches are committed. */

@@ -1,5 +1,5 @@
 import type { Cluster } from "../cluster/cluster.ts";
-import type { MigrationPlan } from "../migration/plan.ts";
+import type { MigrationCounts, MigrationPlan } from "../migration/plan.ts";
 import type { SourceChoice } from "../migration/sources.ts";
 import type { Traffic } from "../migration/traffic.ts";
 import type { TransportName } from "../native/engine.ts";
@@ -34,7 +34,7 @@ export interface EngineOptions {
    * @default {"auto"}
    */
   readonly transport?: TransportName | "auto";
-  /** Bound on staging memory; default: two or three sets of as many experts as a rank has slots. */
+  /** Bound on staging memory; default: two sets of as many experts as a rank has slots. */
   readonly staging?: StagingOptions;
   /**
    * Sends and receives of one rank in one NCCL group. Large unbounded groups hang.
@@ -91,6 +91,12 @@ export interface RearrangeOptions {
    */
   readonly direct?: boolean;
   /**
+   * Whether an expert enters a node once and goes on to the other ranks of the node from there.
+   *
+   * @default {true}
+   */
+  readonly relay?: boolean;
+  /**
    * Whether to compare a digest of every expert before and after.
    *
    * @default {false}
@@ -110,9 +116,11 @@ export interface RearrangeOptions {
 
 /** What a rearrangement did. */
 export interface RearrangeResult {
-  /** The plan that was executed. */
-  readonly plan: MigrationPlan;
-  /** Its bytes, per rank and node. */
+  /** The plans that were executed, one after the other; several if staging or nodes ask for it. */
+  readonly plans: readonly MigrationPlan[];
+  /** Slots by what happened to them. */
+  readonly moves: MigrationCounts;
+  /** Bytes of all plans, per rank and node. */
   readonly traffic: Traffic;
   /** Seconds to compute plan and program. */
   readonly planSeconds: number;

@@ -3,7 +3,8 @@ import type { ExpertWeights } from "../native/weights.ts";
 /** Bound on the memory in which experts wait between arrival and commit. */
 export interface StagingOptions {
   /**
-   * Bytes of staging memory per rank; at least one expert's.
+   * Bytes of staging memory per rank; at least one expert's. If a layer brings more experts into a
+   * rank than there is room for, the layer is rearranged in several steps.
    *
    * @default {sets × slots × one expert's bytes}
    */
@@ -12,7 +13,7 @@ export interface StagingOptions {
    * With 2 sets the next layers move while one commits; with more, ranks that have less to
    * receive in one layer go further ahead. 1 set needs the least memory.
    *
-   * @default {3 for `pull` on GPUs unless `bytes` is given, else 2}
+   * @default {2; 1 if `bytes` has no room for two experts}
    */
   readonly sets?: 1 | 2 | 3 | 4;
 }
@@ -26,18 +27,20 @@ export interface Staging {
 /** Alignment of each tensor in a staging cell. */
 const ALIGNMENT = 256;
 
-/** Turns a bound in bytes into sets of cells; `unboundedSets` are used without any bound. */
+/** Turns a bound in bytes into sets of cells. */
 export function stagingFor(
   weights: Pick<ExpertWeights, "slots" | "tensorBytes">,
-  options: StagingOptions & { readonly unboundedSets?: number } = {},
+  options: StagingOptions = {},
 ): Staging {
-  const { bytes, unboundedSets = 2 } = options;
-  const sets = options.sets ?? (bytes === undefined ? unboundedSets : 2);
-  if (bytes === undefined) return { sets, cells: weights.slots };
+  const { bytes } = options;
+  if (bytes === undefined) {
+    return { sets: options.sets ?? 2, cells: weights.slots };
+  }
   const cellBytes = weights.tensorBytes.reduce(
     (sum, bytes) => sum + Math.ceil(bytes / ALIGNMENT) * ALIGNMENT,
     0,
   );
+  const sets = options.sets ?? (bytes < 2 * cellBytes ? 1 : 2);
   const cells = Math.floor(bytes / sets / cellBytes);
   if (!(cells >= 1)) {
     throw new RangeError(

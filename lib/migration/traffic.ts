@@ -87,6 +87,26 @@ export function traffic(plan: MigrationPlan, options: TrafficOptions): Traffic {
 }
 
 /**
+ * Adds up what several plans move that follow each other.
+ *
+ * @param plans The plans, of the same ranks.
+ * @param options Bytes of one expert.
+ * @returns The bytes of each rank and node.
+ */
+export function totalTraffic(
+  plans: readonly MigrationPlan[],
+  options: TrafficOptions,
+): Traffic {
+  const [first, ...others] = plans.map((plan) => traffic(plan, options));
+  for (const other of others) {
+    for (const name of Object.keys(first!) as (keyof Traffic)[]) {
+      other[name].forEach((bytes, i) => first![name][i]! += bytes);
+    }
+  }
+  return first!;
+}
+
+/**
  * Computes the shortest time in which links of the given rates could carry the traffic.
  *
  * Links carry both directions at once, and those inside and between nodes at the same time. So it

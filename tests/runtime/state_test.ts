@@ -35,7 +35,7 @@ for (const mode of ["async", "sync"] as const) {
       assert(ended.some(({ outcome }) => outcome === "committed"));
       assertEquals(
         ended.filter(({ outcome }) =>
-          outcome !== "committed" && outcome !== "unchanged"
+          outcome === "abandoned" || outcome === "failed"
         ),
         [],
       );

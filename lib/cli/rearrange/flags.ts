@@ -146,7 +146,7 @@ const MOVING: FlagGroup = {
       value: "BYTES",
       type: "bytes",
       help:
-        "staging memory per rank, such as 512MiB (default: an expert per slot and staging set)",
+        "staging memory per rank, such as 512MiB, at least one expert (default: an expert per slot and staging set)",
     },
     {
       name: "staging-sets",
@@ -154,7 +154,7 @@ const MOVING: FlagGroup = {
       type: "count",
       choices: ["1", "2", "3", "4"],
       help:
-        "with more than 1 the next layers move while one commits (default: 3 to pull on GPUs, else 2)",
+        "with more than 1 the next layers move while one commits (default: 2)",
     },
     {
       name: "max-ops",

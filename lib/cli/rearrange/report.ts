@@ -66,8 +66,7 @@ export function makeReport(job: Job, outcome: JobOutcome): RearrangeReport {
   const { result, before, after } = outcome.runs.at(-1)!;
   const { shape, topology, source } = job;
   const mismatches = outcome.runs.flatMap((run) => run.result.mismatches);
-  const { unchanged, sameRank, duplicate, sameNode, crossNode } =
-    result.plan.counts;
+  const { unchanged, sameRank, duplicate, sameNode, crossNode } = result.moves;
   return {
     ranks: topology.ranks,
     nodes: topology.nodes,
