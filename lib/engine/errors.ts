@@ -53,7 +53,10 @@ function mostCommon(values: readonly string[]): string {
 export interface RearrangeFailure {
   /** The rank to blame, undefined if none is known. */
   readonly failedRank: number | undefined;
-  /** Layers 0 … committedLayers-1 are as the new placement says, the others as the old one. */
+  /**
+   * Layers 0 … committedLayers-1 are as the new placement says; the others are as the old one, or on
+   * the way if a layer takes several steps.
+   */
   readonly committedLayers: number;
   /** What the weights hold now. */
   readonly placement: Placement;

@@ -45,6 +45,16 @@ async function makeJob(
   };
 }
 
+/** What one rank's slots hold, [layers, slots]. */
+function slotsOf(placement: Placement, rank: number): Int32Array<ArrayBuffer> {
+  const { layers, slots, slotsPerRank, physicalToLogical } = placement;
+  const rows = Array.from({ length: layers }, (_, layer) => {
+    const first = layer * slots + rank * slotsPerRank;
+    return [...physicalToLogical.subarray(first, first + slotsPerRank)];
+  });
+  return Int32Array.from(rows.flat());
+}
+
 Deno.test("connect() refuses weights, placement and topology that do not fit", async () => {
   await using job = await makeJob();
   const { options, weights } = job;
@@ -89,32 +99,56 @@ Deno.test("connect() refuses ranks whose tensors differ", async () => {
   );
 });
 
-Deno.test("rearrange() refuses a layer that staging cannot hold, and moves nothing", async () => {
+Deno.test("rearrange() goes in several steps where staging has room for one expert", async () => {
   await using job = await makeJob();
+  for (const [rank, one] of job.weights.entries()) {
+    await one.fill(slotsOf(placement, rank));
+  }
   await using engine = await Engine.connect({
     ...job.options,
-    staging: { bytes: 512, sets: 2 },
+    staging: { bytes: 256 },
   });
-  const to = Placement.random({ ...shape, seed: 3 });
-  await assertRejects(() => engine.rearrange(to), RangeError, "staging");
-  assert(engine.placement.equals(placement));
-  // It is the plan that was refused, not the engine that broke.
-  assert((await engine.rearrange(placement)).moves.unchanged > 0);
+  for (let seed = 1; seed <= 20; seed++) {
+    const to = Placement.random({ ...shape, seed });
+    const { verified, plans, moves } = await engine.rearrange(to, {
+      verify: true,
+    });
+    assertEquals(verified, true);
+    assert(plans.length > 1);
+    const { unchanged, sameRank, duplicate, sameNode, crossNode } = moves;
+    assertEquals(
+      unchanged + sameRank + duplicate + sameNode + crossNode,
+      to.physicalToLogical.length,
+    );
+    assert(engine.placement.equals(to));
+  }
+  assert(engine.stagingBytes <= 256);
+  // Every byte is the one its expert was given at the start.
+  await using fresh = await makeJob();
+  for (const [rank, one] of fresh.weights.entries()) {
+    await one.fill(slotsOf(engine.placement, rank));
+    assertEquals(await job.weights[rank]!.digest(), await one.digest());
+  }
 });
 
-Deno.test("rearrange() works with staging for as little as one expert when one is enough", async () => {
-  await using job = await makeJob();
-  for (const one of job.weights) await one.fill(new Int32Array(9).fill(1));
-  await using engine = await Engine.connect({
-    ...job.options,
-    staging: { bytes: 256, sets: 1 },
-  });
-  const map = [...placement.physicalToLogical];
-  [map[0], map[3]] = [map[3]!, map[0]!]; // one expert into each of two ranks
-  const to = Placement.from(Int32Array.from(map), { ranks: 4, layers: 3 });
-  const { verified } = await engine.rearrange(to, { verify: true });
-  assertEquals(verified, true);
-  assert(engine.stagingBytes <= 256);
+Deno.test("rearrange() lets an expert enter a node once, and go on from there", async () => {
+  // Expert 4 is on the first node alone; both ranks of the second node get it.
+  const row = [0, 1, 2, 3, 4, 5, 6, 7, 4, 4, 2, 3];
+  const to = Placement.from([row, row, row], { ranks: 4 });
+  for (const relay of [true, false]) {
+    await using job = await makeJob();
+    for (const [rank, one] of job.weights.entries()) {
+      await one.fill(slotsOf(placement, rank));
+    }
+    await using engine = await Engine.connect(job.options);
+    const result = await engine.rearrange(to, { verify: true, relay });
+    assertEquals(result.verified, true);
+    assertEquals(result.plans.length, relay ? 2 : 1);
+    const { crossNode, sameNode } = result.moves;
+    assertEquals([crossNode, sameNode], relay ? [3, 3] : [6, 0]);
+    const crossed = result.traffic.crossNodeBytesSent.reduce((a, b) => a + b);
+    assertEquals(crossed, (relay ? 3 : 6) * 64);
+  }
 });
 
 Deno.test("rearrange() reports wrong bytes as mismatches, by name", async () => {
@@ -194,6 +228,7 @@ Deno.test("rearrange() ends with the signal, and says what is committed", async 
     () =>
       engine.rearrange(to, {
         signal: AbortSignal.timeout(20),
+        relay: false,
       }),
     RearrangeError,
   );
