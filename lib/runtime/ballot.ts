@@ -36,11 +36,6 @@ export class Ballot {
     this.#world = world;
   }
 
-  /** Whether votes are out that have not been collected. */
-  get open(): boolean {
-    return this.#open !== undefined;
-  }
-
   /** Casts this process' vote; does not wait. */
   cast(vote: Vote, timeout: number): void {
     const payload = new TextEncoder().encode(JSON.stringify(vote));
@@ -60,8 +55,8 @@ export class Ballot {
    * @throws {GatherTimeoutError} If a process has not voted in time.
    */
   async collect(): Promise<Vote[]> {
-    const votes = await this.#open;
+    const open = this.#open;
     this.#open = undefined;
-    return votes ?? [];
+    return await open ?? [];
   }
 }

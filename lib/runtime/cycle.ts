@@ -7,7 +7,6 @@
  */
 import { Deadline, type World } from "../engine/world.ts";
 import { countCases } from "../migration/plan.ts";
-import { RearrangeError } from "../engine/errors.ts";
 import { messageOf, rankOf } from "../engine/waiting.ts";
 import type { Ballot, Vote } from "./ballot.ts";
 import type { DecisionInput } from "./decision.ts";
@@ -278,11 +277,8 @@ export class Cycle {
   async #fail(error: unknown): Promise<void> {
     const { world } = this.#context;
     const reason = messageOf(error);
-    if (error instanceof RearrangeError && !world.distributed) {
-      // Nobody is lost: a new engine goes on.
-      const mend = (): Promise<void> => this.model.reconnect();
-      return this.#end("abandoned", reason, undefined, mend);
-    }
+    // Alone, nobody is lost: a new engine goes on.
+    if (!world.distributed) return await this.#abandon(reason);
     this.failure = error instanceof Error ? error : new Error(reason);
     this.#failedRank = rankOf(error, world);
     world.fail(reason);

@@ -159,6 +159,7 @@ export class BlockingTransfer extends BaseTransfer implements Transfer {
   readonly #from = this.model.placement;
   #committed = 0;
   #seconds = 0;
+  #broken = false;
   #failedRank: number | undefined;
 
   readonly fault = "";
@@ -196,6 +197,7 @@ export class BlockingTransfer extends BaseTransfer implements Transfer {
       this.#committed = end;
     } catch (error) {
       if (error instanceof RearrangeError) {
+        this.#broken = true;
         this.#failedRank = error.failedRank;
         const layers = Math.min(error.committedLayers, end);
         this.#committed = Math.max(this.#committed, layers);
@@ -207,8 +209,9 @@ export class BlockingTransfer extends BaseTransfer implements Transfer {
   }
 
   // deno-lint-ignore require-await -- the other kind has to wait
-  async abandon(): Promise<undefined> {
+  async abandon(): Promise<(() => Promise<void>) | undefined> {
     this.serve(this.model.engine.placement);
+    return this.#broken ? () => this.model.reconnect() : undefined;
   }
 
   /** One past the last layer of the next step's part. */
