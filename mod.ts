@@ -81,6 +81,7 @@ export {
   stagingCellsNeeded,
 } from "./lib/migration/program.ts";
 export { directSlots, drained } from "./lib/migration/direct.ts";
+export { planHops, type PlanHopsOptions } from "./lib/migration/hops.ts";
 export { OperationCode } from "./lib/migration/operation.ts";
 export { type SourceChoice } from "./lib/migration/sources.ts";
 export {
@@ -166,7 +167,8 @@ export {
   measureCopies,
   type MeasureCopiesOptions,
   measureProducts,
-  type MeasureProductsOptions,
+  Products,
+  type ProductsOptions,
 } from "./lib/native/measure.ts";
 export { type DeviceInfo } from "./lib/native/structs.ts";
 export { type TransportName } from "./lib/native/engine.ts";

@@ -5,6 +5,17 @@
  */
 import { Group, type HopLayer } from "./_hop_layer.ts";
 
+const GROUPS = [Group.rank, Group.node, Group.all] as const;
+
+/** A slot that is settled together with the one before it. */
+interface Link {
+  readonly slot: number;
+  /** The expert that it held, -1 if none. */
+  readonly lost: number;
+  /** Of the slots that shall hold that expert, how many were tried. */
+  tried: number;
+}
+
 /**
  * Chooses slots of a layer that can get their final expert.
  *
@@ -29,74 +40,80 @@ export class HopArrivals {
    * With {@linkcode Group.rank}, also the last copy on a rank stays while the rank still waits for
    * the expert in another slot, and the last one on a node while the node does: else the expert
    * would have to come back.
-   *
-   * @returns Whether any slot was settled.
    */
-  settleAll(keep: Group): boolean {
+  settleAll(keep: Group): void {
     const order = this.#order();
-    const before = this.#layer.changes;
     let changes: number;
     // A slot that gets its expert may make another slot's copy redundant.
     do {
       changes = this.#layer.changes;
       for (const slot of order) this.settle(slot, keep);
     } while (this.#layer.changes > changes);
-    return changes > before;
-  }
-
-  /** Settles the first slot that it can, even if an expert has to come back. */
-  settleAny(): boolean {
-    return this.#order().some((slot) => this.settle(slot, Group.all));
   }
 
   /** Settles a slot, and those that must be settled with it, or changes nothing. */
   settle(slot: number, keep: Group): boolean {
     this.#attempt++;
-    return this.#settle(slot, keep);
-  }
-
-  #settle(slot: number, keep: Group): boolean {
-    const layer = this.#layer;
-    const expert = layer.target[slot]!;
-    if (
-      layer.changed[slot] || !layer.ready[slot] || !layer.isWaiting(slot) ||
-      this.#refused[slot] === this.#attempt || !layer.hasCell(slot, expert)
-    ) return false;
-    const lost = layer.content[slot]!;
-    const changes = layer.changes;
-    layer.put(slot, expert);
-    if (lost < 0 || this.#rescue(lost, slot, keep)) return true;
-    layer.undo(changes);
-    this.#refused[slot] = this.#attempt;
+    const chain: Link[] = [];
+    if (!this.#extend(chain, slot)) return false;
+    for (let end = chain.at(-1); end !== undefined; end = chain.at(-1)) {
+      const group = this.#groupThatMisses(end, keep);
+      if (group === undefined) return true;
+      const targets = this.#layer.targetsOf(end.lost);
+      const extended = targets.subarray(end.tried).some((other) => {
+        end.tried++;
+        return this.#layer.together(group, end.slot, other) &&
+          this.#extend(chain, other);
+      });
+      if (!extended) this.#shorten(chain);
+    }
     return false;
   }
 
-  // Brings an expert that a slot held to another slot, if it has to be.
-  #rescue(expert: number, slot: number, keep: Group): boolean {
+  // Settles one more slot, if that is possible.
+  #extend(chain: Link[], slot: number): boolean {
     const layer = this.#layer;
-    for (let group: number = keep; group <= Group.all; group++) {
-      const within = group as Group;
-      if (layer.holding(within, slot, expert) > 0) return true;
-      if (layer.waitingFor(within, slot, expert) === 0) continue;
-      return layer.targetsOf(expert).some((other) =>
-        layer.together(within, slot, other) && this.#settle(other, keep)
-      );
-    }
+    const possible = layer.isWaiting(slot) && layer.ready[slot] === 1 &&
+      layer.changed[slot] === 0 && this.#refused[slot] !== this.#attempt &&
+      layer.hasCell(slot, layer.target[slot]!);
+    if (!possible) return false;
+    chain.push({ slot, lost: layer.content[slot]!, tried: 0 });
+    layer.put(slot, layer.target[slot]!);
     return true;
   }
 
-  // The waiting slots, by how many slots of their rank wait, most first.
+  #shorten(chain: Link[]): void {
+    this.#refused[chain.pop()!.slot] = this.#attempt;
+    this.#layer.undo();
+  }
+
+  // The smallest group that would have to get back the expert that a slot has lost, if there is one.
+  #groupThatMisses({ slot, lost }: Link, keep: Group): Group | undefined {
+    return GROUPS.find((group) =>
+      lost >= 0 && group >= keep &&
+      this.#layer.holding(group, slot, lost) === 0 &&
+      this.#layer.waitingFor(group, slot, lost) > 0
+    );
+  }
+
+  // The waiting slots: those of the ranks with most of them first, and on a rank first those whose
+  // expert leaves a redundant copy behind, which the next one can overwrite.
   #order(): number[] {
     const layer = this.#layer;
     const load = new Int32Array(layer.ranks);
+    const leaves = new Uint8Array(layer.slots);
     const order: number[] = [];
     for (let slot = 0; slot < layer.slots; slot++) {
       if (!layer.isWaiting(slot)) continue;
       load[layer.rankOf(slot)]!++;
       order.push(slot);
+      const expert = layer.content[slot]!;
+      if (expert < 0 || layer.holding(Group.all, slot, expert) > 1) continue;
+      for (const other of layer.targetsOf(expert)) leaves[other] = 1;
     }
     return order.sort((a, b) =>
-      load[layer.rankOf(b)]! - load[layer.rankOf(a)]! || a - b
+      load[layer.rankOf(b)]! - load[layer.rankOf(a)]! ||
+      leaves[b]! - leaves[a]! || a - b
     );
   }
 }

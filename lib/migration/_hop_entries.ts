@@ -8,9 +8,10 @@ import { Group, type HopLayer } from "./_hop_layer.ts";
 /**
  * Lets an expert enter each node once, on one rank; the others wait for the next hop.
  *
- * What waits for an expert that its node does not hold is ready on the *entry rank* only. The last
- * copy of an expert still never has to wait for a rank that is not ready: where slots of a node wait
- * for it, one on the entry rank does.
+ * A slot that waits for an expert which its node does not hold is ready on the *entry rank* only. This
+ * loses no expert: with ample cells the first hop leads to the new placement, but for slots that are
+ * not ready and keep what they held. Every expert has a slot in it, for it has one in the new
+ * placement; and if that one is not ready, another one of the same node is, which gets the expert.
  */
 export class EntryRanks {
   readonly #layer: HopLayer;

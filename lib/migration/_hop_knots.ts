@@ -27,9 +27,10 @@ export function findKnots(layer: HopLayer): Knot[] {
       path.push(slot);
       slot = next[slot]!;
     }
-    // The path has met itself where the circle begins, or else an older path.
-    const circle = slot < 0 ? [] : path.slice(path.indexOf(slot));
-    if (path.includes(slot) && isTooWide(layer, circle)) knots.push(circle);
+    // Where the path has met itself; it may as well have come to its end, or met an older path.
+    const start = path.indexOf(slot);
+    const circle = start < 0 ? [] : path.slice(start);
+    if (isTooWide(layer, circle)) knots.push(circle);
   }
   return knots.sort((a, b) => b.length - a.length || a[0]! - b[0]!);
 }
@@ -59,7 +60,8 @@ function nextInCircle(layer: HopLayer): Int32Array {
 
 // Whether a rank has more slots in a circle than cells.
 function isTooWide(layer: HopLayer, circle: readonly number[]): boolean {
-  return countByRank(layer, circle).some((count) => count > layer.cells);
+  return circle.length > layer.cells &&
+    countByRank(layer, circle).some((count) => count > layer.cells);
 }
 
 /** Number of the given slots on each rank, [ranks]. */

@@ -122,9 +122,9 @@ export class HopLayer {
     this.#log.length = 0;
   }
 
-  /** Number of changes in this hop so far, to go back to. */
+  /** Number of changes in this hop so far. */
   get changes(): number {
-    return this.#log.length;
+    return this.#log.length / 2;
   }
 
   /** The rank that a slot is on. */
@@ -182,17 +182,15 @@ export class HopLayer {
     this.#set(slot, expert);
   }
 
-  /** Takes the latest changes back, until there are no more than so many. */
-  undo(changes: number): void {
-    while (this.#log.length > changes) {
-      const before = this.#log.pop()!;
-      const slot = this.#log.pop()!;
-      const rank = this.#groups[slot]!;
-      const entry = rank * this.experts + this.content[slot]!;
-      if (--this.#arriving[entry]! === 0) this.arrivals[rank]!--;
-      this.changed[slot] = 0;
-      this.#set(slot, before);
-    }
+  /** Takes the latest change back. */
+  undo(): void {
+    const before = this.#log.pop()!;
+    const slot = this.#log.pop()!;
+    const rank = this.#groups[slot]!;
+    const entry = rank * this.experts + this.content[slot]!;
+    if (--this.#arriving[entry]! === 0) this.arrivals[rank]!--;
+    this.changed[slot] = 0;
+    this.#set(slot, before);
   }
 
   #set(slot: number, expert: number): void {

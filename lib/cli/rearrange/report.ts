@@ -33,6 +33,8 @@ export interface RearrangeReport {
     readonly sameNode: number;
     readonly crossNode: number;
   };
+  /** Rearrangements that follow each other, as staging memory or nodes ask for. */
+  readonly hops: number;
   /** By rank. */
   readonly bytesSent: readonly number[];
   /** By rank. */
@@ -80,6 +82,7 @@ export function makeReport(job: Job, outcome: JobOutcome): RearrangeReport {
     processes: topology.ranks / job.locals.length,
     sources: job.sources,
     moves: { unchanged, sameRank, duplicate, sameNode, crossNode },
+    hops: result.plans.length,
     bytesSent: Array.from(result.traffic.bytesSent),
     bytesReceived: Array.from(result.traffic.bytesReceived),
     stagingBytes: outcome.stagingBytes,
