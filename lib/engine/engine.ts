@@ -1,5 +1,5 @@
 import { DEFAULT_TIMEOUT, type WaitOptions } from "../cluster/wait.ts";
-import { countMoves } from "../migration/plan.ts";
+import { planMigration } from "../migration/plan.ts";
 import { lowerBoundSeconds, totalTraffic } from "../migration/traffic.ts";
 import { NativeEngine, type TransportName } from "../native/engine.ts";
 import type { Placement } from "../placement.ts";
@@ -417,18 +417,21 @@ export class Engine implements AsyncDisposable {
     const { topology, weights } = this.#options;
     const { layout } = weights[0]!;
     const plans = moves.map(({ plan }) => plan);
+    const [from, to] = [moves[0]!.from, moves.at(-1)!.to];
     const bytes = totalTraffic(plans, { expertBytes: layout.expertBytes });
     const busiest = Math.max(...bytes.bytesReceived);
     const mismatches = run.digests
       ? compareDigests(run.digests.before, run.digests.after, {
-        from: moves[0]!.from,
-        to: moves.at(-1)!.to,
+        from,
+        to,
         tensors: layout.moved.map(({ name }) => name),
       })
       : [];
     return {
       plans,
-      moves: countMoves(plans),
+      moves: (plans.length === 1 ? plans[0]! : planMigration(from, to, {
+        topology,
+      })).counts,
       traffic: bytes,
       planSeconds: run.planSeconds,
       moveSeconds: run.moveSeconds,

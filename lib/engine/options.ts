@@ -118,7 +118,10 @@ export interface RearrangeOptions {
 export interface RearrangeResult {
   /** The plans that were executed, one after the other; several if staging or nodes ask for it. */
   readonly plans: readonly MigrationPlan[];
-  /** Slots by what happened to them. */
+  /**
+   * Slots by where the nearest holder of their expert was at first: on their rank, their node, or
+   * another node; whatever way it took.
+   */
   readonly moves: MigrationCounts;
   /** Bytes of all plans, per rank and node. */
   readonly traffic: Traffic;

@@ -322,25 +322,6 @@ function liveFlags(
   return flags;
 }
 
-/**
- * Counts slots by what happens to them in several plans that follow each other.
- *
- * A slot counts once, as what brought its last expert.
- *
- * @param plans The plans, of the same shape.
- * @returns The counts over all layers.
- */
-export function countMoves(plans: readonly MigrationPlan[]): MigrationCounts {
-  const [first, ...others] = plans;
-  const cases = first!.cases.slice();
-  for (const plan of others) {
-    plan.cases.forEach((kind, cell) => {
-      if (kind !== MigrationCase.unchanged) cases[cell] = kind;
-    });
-  }
-  return countCases(cases);
-}
-
 /** Counts slots by what happens to them. */
 export function countCases(cases: Uint8Array): MigrationCounts {
   const counts = new Int32Array(6);

@@ -84,8 +84,8 @@ Deno.test("rearrange --processes passes on why the ranks failed, and leaves noth
     ...[...JOB, "--processes", "--ranks", "2", "--staging", "10"],
     ...["--save", folder.file("out")],
   );
-  const message = "Cannot stage experts: staging has 10 bytes, 2 set(s) of " +
-    "one expert need 50176";
+  const message = "Cannot stage experts: staging has 10 bytes, 1 set(s) of " +
+    "one expert need 25088";
   assertEquals(outcome.code, 2);
   assertEquals(errorOf(outcome), { name: "UsageError", message });
   for (const rank of [0, 1]) {

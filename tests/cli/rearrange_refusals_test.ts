@@ -97,8 +97,8 @@ for (
     },
     {
       args: ["--staging", "10"],
-      message: "Cannot stage experts: staging has 10 bytes, 2 set(s) of one " +
-        "expert need 50176",
+      message: "Cannot stage experts: staging has 10 bytes, 1 set(s) of one " +
+        "expert need 25088",
     },
     {
       args: ["--save", `${MIXTRAL}/config.json`],
