@@ -87,6 +87,7 @@ Deno.test("rearrange --json tells sizes, transport and times", async () => {
     moveSeconds,
     stagingBytes,
     gigabytesPerSecond,
+    bytesBetweenNodes,
     runs,
     ...rest
   } = report;
@@ -116,6 +117,11 @@ Deno.test("rearrange --json tells sizes, transport and times", async () => {
     assert(seconds > 0 && seconds < 60);
   }
   assertGreater(stagingBytes, 2 * TINY_BYTES);
+  // An expert crosses nodes once, also if both ranks of the node get it.
+  const direct = await rearrange("--ranks", "4", "--nodes", "2", "--no-relay");
+  assertEquals(direct.hops, 1);
+  assertEquals(direct.bytesBetweenNodes, moves.crossNode * TINY_BYTES);
+  assertGreater(direct.bytesBetweenNodes, bytesBetweenNodes);
   const busiestBytes = Math.max(...bytesReceived);
   assertAlmostEquals(
     gigabytesPerSecond,

@@ -208,6 +208,12 @@ const MOVING: FlagGroup = {
       help: "rate of a rank's link to other nodes, for the lower bound",
     },
     {
+      name: "no-relay",
+      type: "switch",
+      help:
+        "let an expert cross nodes once for each rank, not once for each node",
+    },
+    {
       name: "verify",
       type: "switch",
       help: "compare a digest of every expert before and after (default)",

@@ -38,6 +38,7 @@ export interface Job extends Disposable {
   readonly smallBytes: number | undefined;
   readonly copyEngineOnly: boolean;
   readonly verify: boolean;
+  readonly relay: boolean;
   readonly repeat: number;
   /** Milliseconds. */
   readonly timeout: number;
@@ -147,6 +148,7 @@ async function rearrangeOnce(
     engine.rearrange(to, {
       sources: job.sources,
       verify: job.verify,
+      relay: job.relay,
       timeout: job.timeout,
       onProgress: (done, all) =>
         terminal.progress(`rearranging: ${done} of ${all} layers`),

@@ -35,6 +35,8 @@ export interface RearrangeReport {
   };
   /** Rearrangements that follow each other, as staging memory or nodes ask for. */
   readonly hops: number;
+  /** Bytes that crossed nodes: less than the moves say where an expert goes to several ranks of one. */
+  readonly bytesBetweenNodes: number;
   /** By rank. */
   readonly bytesSent: readonly number[];
   /** By rank. */
@@ -83,6 +85,7 @@ export function makeReport(job: Job, outcome: JobOutcome): RearrangeReport {
     sources: job.sources,
     moves: { unchanged, sameRank, duplicate, sameNode, crossNode },
     hops: result.plans.length,
+    bytesBetweenNodes: result.traffic.nodeBytesOut.reduce((a, b) => a + b, 0),
     bytesSent: Array.from(result.traffic.bytesSent),
     bytesReceived: Array.from(result.traffic.bytesReceived),
     stagingBytes: outcome.stagingBytes,
@@ -171,23 +174,28 @@ function timesTable(report: RearrangeReport, color: boolean): string {
   const sum = (values: readonly number[]): number =>
     values.reduce((total, value) => total + value, 0);
   const bound = report.lowerBoundSeconds;
-  const rows: [string, string][] = [
+  const { hops, nodes, balancedness } = report;
+  const all: (string[] | undefined)[] = [
     ["plan", formatSeconds(report.planSeconds)],
     ["move", formatSeconds(report.moveSeconds)],
+    hops === 1 ? undefined : ["in so many steps", String(hops)],
     [
       "lower bound",
       bound === null ? "link rates unknown" : formatSeconds(bound),
     ],
     ["moved between ranks", formatBytes(sum(report.bytesReceived))],
+    nodes === 1
+      ? undefined
+      : ["moved between nodes", formatBytes(report.bytesBetweenNodes)],
     ["into the busiest rank", formatBytes(Math.max(...report.bytesReceived))],
     ["rate into it", formatRate(report.gigabytesPerSecond * 1e9)],
     ["staging memory of a rank", formatBytes(report.stagingBytes)],
+    balancedness === null ? undefined : [
+      "balancedness",
+      `${balancedness.before.toFixed(3)} → ${balancedness.after.toFixed(3)}`,
+    ],
   ];
-  const { balancedness } = report;
-  if (balancedness !== null) {
-    const { before, after } = balancedness;
-    rows.push(["balancedness", `${before.toFixed(3)} → ${after.toFixed(3)}`]);
-  }
+  const rows = all.filter((row) => row !== undefined);
   return formatTable(rows, {
     columns: [{ header: "what" }, { header: "value", align: "right" }],
     color,

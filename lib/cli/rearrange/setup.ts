@@ -58,6 +58,7 @@ export async function setUp(flags: Flags, member?: Member): Promise<Job> {
       smallBytes: flags.number("small-bytes"),
       copyEngineOnly: flags.has("copy-engine-only"),
       verify: !flags.has("no-verify"),
+      relay: !flags.has("no-relay"),
       repeat: flags.number("repeat") ?? 1,
       save: flags.text("save"),
       cluster: member?.cluster,
