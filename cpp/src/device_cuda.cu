@@ -10,6 +10,7 @@
 #include "device.h"
 #include "digest.h"
 #include "kernels.h"
+#include "nvml.h"
 
 namespace eplb {
 namespace {
@@ -186,6 +187,14 @@ void check_ordinal(int32_t ordinal) {
                    count == 0 ? why_none : text("this machine has ", count, " of them")));
 }
 
+GpuMemory memory_of(int32_t ordinal, const std::string& pci_bus_id) {
+  if (const auto memory = nvml_memory(pci_bus_id)) return *memory;
+  use_device(ordinal);
+  size_t free_bytes = 0, total_bytes = 0;
+  EPLB_CUDA(cudaMemGetInfo(&free_bytes, &total_bytes));
+  return {total_bytes, free_bytes};
+}
+
 }  // namespace
 
 std::shared_ptr<Device> open_cuda_device(int32_t ordinal) {
@@ -211,15 +220,13 @@ void cuda_device_describe(int32_t ordinal, eplb_device_info* info) {
   EPLB_CUDA(cudaGetDeviceProperties(&properties, ordinal));
   char pci_bus_id[sizeof(info->pci_bus_id)] = {};
   EPLB_CUDA(cudaDeviceGetPCIBusId(pci_bus_id, sizeof(pci_bus_id), ordinal));
-  use_device(ordinal);
-  size_t free_bytes = 0, total_bytes = 0;
-  EPLB_CUDA(cudaMemGetInfo(&free_bytes, &total_bytes));
+  const GpuMemory memory = memory_of(ordinal, pci_bus_id);
   info->ordinal = ordinal;
   info->compute_major = properties.major;
   info->compute_minor = properties.minor;
   info->multiprocessors = properties.multiProcessorCount;
-  info->total_bytes = total_bytes;
-  info->free_bytes = free_bytes;
+  info->total_bytes = memory.total;
+  info->free_bytes = memory.free;
   copy_text(properties.name, info->name, sizeof(info->name));
   copy_text(pci_bus_id, info->pci_bus_id, sizeof(info->pci_bus_id));
 }
