@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /**
  * The command line of eplb: `deno run -A cli.ts <command>`.
  *

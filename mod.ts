@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /**
  * Expert parallelism load balancer (EPLB) for mixture-of-experts inference.
  *

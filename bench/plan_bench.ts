@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // How long planning takes, for the shapes of large models: random to random placements, so that
 // nearly every slot changes. Run with `deno bench bench/plan_bench.ts`.
 import { compileProgram } from "../lib/migration/program.ts";

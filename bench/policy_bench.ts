@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // How long the policies take, for the shapes of large models, after a change of load: today's
 // placement is deepseek-ai/EPLB's for another load. Run with `deno bench bench/policy_bench.ts`.
 // Run as a program, it times the first call of a policy in a fresh process instead:

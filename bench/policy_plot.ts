@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Draws bench/policies.svg: imbalance against moved slots, one line per policy.
 //
 //   deno run -A bench/policy_plot.ts A.json B.json C.json …

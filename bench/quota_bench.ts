@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // How long the default policy takes: for a first placement, and after the load of each expert has
 // changed by a random factor. Run with `deno bench bench/quota_bench.ts`.
 import type { PolicyInput } from "../lib/policies/policy.ts";

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What a step costs when nothing is due, and mapping the tokens of a layer on the host.
 //
 // deno bench -A bench/step_bench.ts

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /**
  * Replays workloads against a policy: how balanced, how much moved.
  *

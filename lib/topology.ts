@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /**
  * Which rank is on which node, and how fast the links between them are.
  *

@@ -137,10 +137,15 @@ typedef struct {
   uint32_t reserved;       // 0
 } eplb_product_measure;
 
-// A model-like stream of matrix products: `seconds` [count] of each. Needs cuBLAS, which is opened at
-// run time; EPLB_UNSUPPORTED without it.
-EPLB_API int32_t eplb_measure_products(const eplb_product_measure* what, double* seconds,
-                                       char* error, uint64_t capacity) EPLB_NOEXCEPT;
+// A model-like stream of matrix products. Matrices, stream and events are made once, so that a run can
+// stand for a forward pass. Needs cuBLAS, which is opened at run time; EPLB_UNSUPPORTED without it.
+EPLB_API int32_t eplb_products_create(const eplb_product_measure* what, eplb_handle* products,
+                                      char* error, uint64_t capacity) EPLB_NOEXCEPT;
+// Computes all of them and waits for the last: `seconds` [count] of each.
+EPLB_API int32_t eplb_products_run(eplb_handle products, double* seconds, char* error,
+                                   uint64_t capacity) EPLB_NOEXCEPT;
+EPLB_API int32_t eplb_products_destroy(eplb_handle products, char* error,
+                                       uint64_t capacity) EPLB_NOEXCEPT;
 
 // ---- weights: expert memory of one rank -----------------------------------------------------------
 

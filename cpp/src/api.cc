@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The C entries but those of dispatchers: arguments in, status and text out.
+// The C entries but those of dispatchers and measurements: arguments in, status and text out.
 #include <cstring>
 #include <memory>
 #include <string>
@@ -12,7 +12,6 @@
 #include "eplb.h"
 #include "error.h"
 #include "handles.h"
-#include "measure.h"
 #include "nccl_factory.h"
 #include "structs.h"
 #include "text.h"
@@ -173,24 +172,6 @@ int32_t eplb_nccl_open(const char* path, int32_t* version, char* found, uint64_t
     std::string file;
     *version = nccl_open(path, &file);
     write_text(found, found_capacity, file.c_str());
-  });
-}
-
-// ---- measuring ----------------------------------------------------------------------------------
-
-int32_t eplb_measure_copies(const eplb_copy_measure* what, double* seconds, char* error,
-                            uint64_t capacity) noexcept {
-  return guard(error, capacity, [&] {
-    require(seconds, "seconds");
-    measure_copies(read_struct(what), seconds);
-  });
-}
-
-int32_t eplb_measure_products(const eplb_product_measure* what, double* seconds, char* error,
-                              uint64_t capacity) noexcept {
-  return guard(error, capacity, [&] {
-    require(seconds, "seconds");
-    measure_products(read_struct(what), seconds);
   });
 }
 

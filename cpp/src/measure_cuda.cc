@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Measures copies between GPUs, and matrix products, with events on the device.
-#include <dlfcn.h>
-
-#include <cmath>
+// Measures copies between GPUs, with events on the device.
+#include <algorithm>
 #include <memory>
 #include <string>
 #include <vector>
@@ -10,7 +8,6 @@
 #include "allocation.h"
 #include "cuda_check.h"
 #include "device.h"
-#include "digest.h"
 #include "kernels.h"
 #include "measure.h"
 #include "timed_event.h"
@@ -114,63 +111,6 @@ class Direction {
   std::vector<TimedEvent> events_;
 };
 
-// The few functions of cuBLAS that a product takes; opened at run time, as it is needed here only.
-class Cublas {
- public:
-  Cublas() {
-    for (const char* name : {"libcublas.so.13", "libcublas.so.12", "libcublas.so"}) {
-      library_ = dlopen(name, RTLD_NOW | RTLD_LOCAL);
-      if (library_ != nullptr) break;
-    }
-    if (library_ == nullptr) {
-      throw Error(EPLB_UNSUPPORTED, text("Cannot measure matrix products: ", dlerror()));
-    }
-    find("cublasCreate_v2", &create_);
-    find("cublasDestroy_v2", &destroy_);
-    find("cublasSetStream_v2", &set_stream_);
-    find("cublasGemmEx", &gemm_);
-    check(create_(&handle_), "cublasCreate");
-  }
-  Cublas(const Cublas&) = delete;
-  Cublas& operator=(const Cublas&) = delete;
-  ~Cublas() { (void)destroy_(handle_); }
-
-  void use(cudaStream_t stream) { check(set_stream_(handle_, stream), "cublasSetStream"); }
-
-  // c[m, n] = a[m, k] b[k, n], bf16 with float32 sums; row major, so that cuBLAS sees c^T = b^T a^T.
-  void multiply(const void* a, const void* b, void* c, const eplb_product_measure& size) {
-    const float one = 1, zero = 0;
-    check(gemm_(handle_, kNoTranspose, kNoTranspose, static_cast<int>(size.n),
-                static_cast<int>(size.m), static_cast<int>(size.k), &one, b, kBf16,
-                static_cast<int>(size.n), a, kBf16, static_cast<int>(size.k), &zero, c, kBf16,
-                static_cast<int>(size.n), kFloatSums, kAnyAlgorithm),
-          "cublasGemmEx");
-  }
-
- private:
-  // Values of cuBLAS's enumerations, which never change.
-  static constexpr int kNoTranspose = 0, kBf16 = 14, kFloatSums = 68, kAnyAlgorithm = -1;
-
-  template <class Function>
-  void find(const char* name, Function* function) {
-    *function = reinterpret_cast<Function>(dlsym(library_, name));
-    if (*function == nullptr) {
-      throw Error(EPLB_UNSUPPORTED, text("Cannot measure matrix products: ", dlerror()));
-    }
-  }
-  static void check(int status, const char* function) {
-    if (status != 0) throw Error(EPLB_CUDA_ERROR, text(function, " failed with status ", status));
-  }
-
-  void* library_ = nullptr;
-  void* handle_ = nullptr;
-  int (*create_)(void**) = nullptr;
-  int (*destroy_)(void*) = nullptr;
-  int (*set_stream_)(void*, cudaStream_t) = nullptr;
-  int (*gemm_)(void*, int, int, int, int, int, const void*, const void*, int, int, const void*, int,
-               int, const void*, void*, int, int, int, int) = nullptr;
-};
-
 }  // namespace
 
 void measure_copies(const eplb_copy_measure& what, double* seconds) {
@@ -196,39 +136,6 @@ void measure_copies(const eplb_copy_measure& what, double* seconds) {
   std::fill_n(seconds, what.repeats, 0.0);
   for (Direction& direction : directions) direction.enqueue_all();
   for (Direction& direction : directions) direction.collect(seconds);
-}
-
-void measure_products(const eplb_product_measure& what, double* seconds) {
-  if (what.m < 1 || what.n < 1 || what.k < 1 || what.count < 1 || what.count > kMostRepeats) {
-    refuse(text("Cannot measure products: ", what.count, " of [", what.m, ", ", what.k, "] x [",
-                what.k, ", ", what.n, "]"));
-  }
-  const auto device = open_cuda_device(what.ordinal);
-  const auto matrix = [&](uint64_t rows, uint64_t columns) {
-    return Allocation(device, rows * columns * 2);
-  };
-  const Allocation a = matrix(what.m, what.k), b = matrix(what.k, what.n), c = matrix(what.m, what.n);
-  // Bits of all kinds: products of zeros take less power, and so run faster than a model's.
-  device->fill({{a.address(), uint64_t{what.m} * what.k * 2, mix(1)},
-                {b.address(), uint64_t{what.k} * what.n * 2, mix(2)}});
-  use_device(what.ordinal);
-  const Stream stream;
-  Cublas cublas;
-  cublas.use(stream);
-  const auto multiply = [&] {
-    cublas.multiply(reinterpret_cast<const void*>(a.address()),
-                    reinterpret_cast<const void*>(b.address()),
-                    reinterpret_cast<void*>(c.address()), what);
-  };
-  std::vector<TimedEvent> events(what.count + 1);
-  for (int warm_up = 0; warm_up < 3; ++warm_up) multiply();
-  events[0].record(stream);
-  for (uint32_t i = 1; i <= what.count; ++i) {
-    multiply();
-    events[i].record(stream);
-  }
-  stream.synchronize();
-  for (uint32_t i = 0; i < what.count; ++i) seconds[i] = events[i + 1].seconds_since(events[i]);
 }
 
 }  // namespace eplb

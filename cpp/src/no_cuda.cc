@@ -7,6 +7,7 @@
 #include "gpu_peers.h"
 #include "gpu_pull_mover.h"
 #include "measure.h"
+#include "products.h"
 #include "text.h"
 
 namespace eplb {
@@ -32,7 +33,7 @@ void measure_copies(const eplb_copy_measure& what, double*) {
   refuse("measure copies of", what.ordinal);
 }
 
-void measure_products(const eplb_product_measure& what, double*) {
+std::shared_ptr<Products> make_products(const eplb_product_measure& what) {
   refuse("measure products of", what.ordinal);
 }
 

@@ -42,6 +42,9 @@ TEST("every entry refuses handle 0 and a handle that never was") {
     MUST_FAIL(EPLB_INVALID_HANDLE, "engine", eplb_engine_abort, handle, -1,
               static_cast<const char*>(nullptr));
     MUST_FAIL(EPLB_INVALID_HANDLE, "engine", eplb_engine_destroy, handle);
+    double seconds = 0;
+    MUST_FAIL(EPLB_INVALID_HANDLE, "products", eplb_products_run, handle, &seconds);
+    MUST_FAIL(EPLB_INVALID_HANDLE, "products", eplb_products_destroy, handle);
   }
 }
 

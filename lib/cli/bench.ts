@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 import meta from "../../deno.json" with { type: "json" };
 import { EplbError } from "../native/errors.ts";
 import { NativeLibrary } from "../native/library.ts";
@@ -7,6 +9,8 @@ import {
   GPU_MOVERS,
   HOST_MODELS,
   HOST_MOVERS,
+  type Model,
+  type Mover,
 } from "./bench/cases.ts";
 import { measureCeilings } from "./bench/ceilings.ts";
 import {
@@ -14,6 +18,7 @@ import {
   measureInterference,
 } from "./bench/interference.ts";
 import { type BenchReport, benchText } from "./bench/report.ts";
+import { measureServing, type Serving } from "./bench/serving.ts";
 import { timeTransfer, type Transfer } from "./bench/transfers.ts";
 import { type Command, EXIT, UsageError } from "./command.ts";
 import type { Flags } from "./flags.ts";
@@ -21,6 +26,10 @@ import type { Terminal } from "./terminal.ts";
 
 const HOST_RANKS = 4;
 const REPEAT = 5;
+/** A decode step of a large model, in milliseconds. */
+const STEP_MS = 18;
+/** Options that say something about what --serving leaves out. */
+const NOT_SERVING = ["no-processes", "no-interference"];
 
 /** `eplb bench`. */
 export const bench: Command = {
@@ -32,7 +41,12 @@ export const bench: Command = {
     "model shapes with every transport, in one process and in one per rank, verifying\n" +
     "every byte, and times matrix products with and without weights moving beside\n" +
     "them. Without two GPUs, or with --device host, it measures host memory in small\n" +
-    "shapes.",
+    "shapes.\n" +
+    "\n" +
+    "--serving measures what a step loop notices instead: how much of its speed it\n" +
+    "keeps while every layer is rearranged beside it, and for how long it pauses\n" +
+    "when one step waits for that. A step is a series of decode-like products on all\n" +
+    "GPUs at once; in host memory a timer stands for them.",
   groups: [{
     title: "Bench",
     flags: [
@@ -80,13 +94,33 @@ export const bench: Command = {
         help: "skip the matrix products",
       },
     ],
+  }, {
+    title: "Serving",
+    flags: [
+      {
+        name: "serving",
+        type: "switch",
+        help:
+          "measure a step loop beside rearrangements instead, all ranks in one process; " +
+          "default: deepseek-r1, with copy engines only",
+      },
+      {
+        name: "step-ms",
+        value: "MS",
+        type: "number",
+        max: 10_000,
+        help: `length of a forward pass (default: ${STEP_MS})`,
+      },
+    ],
   }],
   examples: [
     "bench",
     "bench --models deepseek-r1 --json",
     "bench --device host",
+    "bench --serving",
   ],
   run: async (flags, terminal) => {
+    refuseContradictions(flags);
     const report = await runBench(flags, terminal);
     terminal.progress("");
     terminal.print(
@@ -94,10 +128,21 @@ export const bench: Command = {
         ? JSON.stringify(report, null, 2)
         : benchText(report, terminal.color),
     );
-    const wrong = report.transfers.some((one) => one.wrong > 0);
-    return wrong ? EXIT.failed : EXIT.done;
+    const checked = [...report.transfers, ...report.serving?.cases ?? []];
+    return checked.some(({ wrong }) => wrong > 0) ? EXIT.failed : EXIT.done;
   },
 };
+
+function refuseContradictions(flags: Flags): void {
+  if (!flags.has("serving")) {
+    if (!flags.has("step-ms")) return;
+    throw new UsageError("--step-ms needs --serving");
+  }
+  for (const name of NOT_SERVING) {
+    if (!flags.has(name)) continue;
+    throw new UsageError(`--${name} cannot be combined with --serving`);
+  }
+}
 
 async function runBench(
   flags: Flags,
@@ -115,51 +160,68 @@ async function runBench(
     : "host";
   const ranks = flags.number("ranks") ??
     (device === "cuda" ? gpus : HOST_RANKS);
-  const ceilings = device === "host" ? [] : await measureCeilings(library, {
-    gpus,
-    onSize: (bytes) =>
-      terminal.progress(`ceilings: pieces of ${formatBytes(bytes)}`),
-  });
-  const transfers = await timeAll(flags, { terminal, device, ranks, gpus });
-  const interference = await interfere(flags, {
-    library,
-    device,
-    gpus,
-    terminal,
-  });
-  return {
+  const head = {
     eplb: meta.version,
     date: new Date().toISOString(),
     device: device === "host" ? "host memory" : `${gpus} x ${devices[0]!.name}`,
     ranks,
     nccl: device === "host" ? null : ncclVersion(library),
-    ceilings,
-    transfers,
-    interference,
   };
+  const options = { library, terminal, device, ranks, gpus } as const;
+  if (flags.has("serving")) {
+    const nothing = { ceilings: [], transfers: [], interference: [] };
+    return { ...head, ...nothing, serving: await serve(flags, options) };
+  }
+  return {
+    ...head,
+    ceilings: device === "host" ? [] : await measureCeilings(library, {
+      gpus,
+      onSize: (bytes) =>
+        terminal.progress(`ceilings: pieces of ${formatBytes(bytes)}`),
+    }),
+    transfers: await timeAll(flags, options),
+    interference: await interfere(flags, options),
+    serving: null,
+  };
+}
+
+/** What all parts of the measurement know. */
+interface BenchOptions {
+  readonly library: NativeLibrary;
+  readonly terminal: Terminal;
+  readonly device: "host" | "cuda";
+  readonly ranks: number;
+  readonly gpus: number;
+}
+
+async function serve(flags: Flags, options: BenchOptions): Promise<Serving> {
+  const models = flags.text("models") ?? "deepseek-r1";
+  const { device, ranks, gpus } = options;
+  const transports = flags.text("transports") ??
+    (device === "cuda" ? "pull-ce" : "pull");
+  const movers = moversFor(transports, options);
+  if (movers.length === 0) {
+    throw new UsageError(
+      `--transports ${transports} needs a GPU for each of ${ranks} ranks: there are ${gpus}`,
+    );
+  }
+  const pairs = modelsFor(models, device).flatMap((model) =>
+    movers.map((mover) => ({ model, mover }))
+  );
+  return await measureServing(pairs, {
+    ...options,
+    repeat: flags.number("repeat") ?? REPEAT,
+    stepSeconds: (flags.number("step-ms") ?? STEP_MS) / 1e3,
+  });
 }
 
 async function timeAll(
   flags: Flags,
-  options: {
-    readonly terminal: Terminal;
-    readonly device: "host" | "cuda";
-    readonly ranks: number;
-    readonly gpus: number;
-  },
+  options: BenchOptions,
 ): Promise<Transfer[]> {
-  const { terminal, device, ranks, gpus } = options;
-  const onGpus = device === "cuda";
-  const models = chosen(
-    flags.text("models"),
-    onGpus ? GPU_MODELS : HOST_MODELS,
-  );
-  const movers = chosen(
-    flags.text("transports"),
-    onGpus ? GPU_MOVERS : HOST_MOVERS,
-  )
-    // NCCL needs a GPU for each rank.
-    .filter((mover) => mover.name !== "nccl" || ranks <= gpus);
+  const { terminal, device, ranks } = options;
+  const models = modelsFor(flags.text("models"), device);
+  const movers = moversFor(flags.text("transports"), options);
   const transfers: Transfer[] = [];
   for (const model of models) {
     for (const mover of movers) {
@@ -182,12 +244,7 @@ async function timeAll(
 
 async function interfere(
   flags: Flags,
-  options: {
-    readonly library: NativeLibrary;
-    readonly device: "host" | "cuda";
-    readonly gpus: number;
-    readonly terminal: Terminal;
-  },
+  options: BenchOptions,
 ): Promise<Interference[]> {
   const { library, device, gpus, terminal } = options;
   if (device === "host" || gpus < 2 || flags.has("no-interference")) return [];
@@ -202,6 +259,22 @@ async function interfere(
     terminal.note(error.message);
     return [];
   }
+}
+
+function modelsFor(
+  names: string | undefined,
+  device: "host" | "cuda",
+): readonly Model[] {
+  return chosen(names, device === "cuda" ? GPU_MODELS : HOST_MODELS);
+}
+
+function moversFor(
+  names: string | undefined,
+  { device, ranks, gpus }: BenchOptions,
+): readonly Mover[] {
+  return chosen(names, device === "cuda" ? GPU_MOVERS : HOST_MOVERS)
+    // NCCL needs a GPU for each rank.
+    .filter((mover) => mover.name !== "nccl" || ranks <= gpus);
 }
 
 /** Picks by name; "pull-ce" is short for the copy engine only. */

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 import { buildLibrary } from "../native/build.ts";
 import { type Command, EXIT } from "./command.ts";
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What a subcommand is: a row of the table that help, parsing and dispatch read.
 
 import type { Flags } from "./flags.ts";

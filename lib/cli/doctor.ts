@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 import meta from "../../deno.json" with { type: "json" };
 import { findProgram, hasDriver } from "../native/build.ts";
 import { EplbError, EplbLibraryError } from "../native/errors.ts";

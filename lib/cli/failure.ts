@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // How a command's failure is told: a note for people, one document for programs.
 
 import { rankIdentity } from "../cluster/identity.ts";

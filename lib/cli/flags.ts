@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Reading a command line by its table of flags.
 
 import { INT32_MAX } from "../_check.ts";

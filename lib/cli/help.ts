@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Help texts, made from the tables of commands and flags.
 
 import { type Command, COMMON, type Flag, type FlagGroup } from "./command.ts";

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 import meta from "../../deno.json" with { type: "json" };
 import { bench } from "./bench.ts";
 import { build } from "./build.ts";

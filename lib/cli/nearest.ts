@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /** The name a mistyped one probably means; undefined if none is near. */
 export function nearest(
   name: string,

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 import { readLoad, totalLoad } from "../load/files.ts";
 import {
   type Imbalance,

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 import { rankIdentity } from "../cluster/identity.ts";
 import { type Command, EXIT } from "./command.ts";
 import type { Flags } from "./flags.ts";

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 import { basename } from "@std/path";
 import { readLoad, totalLoad } from "../load/files.ts";
 import { policies, type PolicyName } from "../policies/registry.ts";

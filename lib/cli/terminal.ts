@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Where a command's words go: results to stdout, everything else to stderr.
 
 /** Output of one command. */

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 import type { RankFailure } from "./failure.ts";
 import type { WaitOptions } from "./wait.ts";
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /**
  * The slots of each expert in one layer at a time, without an array for each.
  *

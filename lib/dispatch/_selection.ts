@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /**
  * What is chosen for one expert: slots that may get its tokens, and in which proportion.
  *

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /**
  * Every replica, or the nearest ones, by their shares.
  *

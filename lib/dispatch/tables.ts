@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /**
  * Tables by which a dispatcher chooses a replica for each token.
  *

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The canary: digests of every expert's tensors, taken where the bytes are,
 // before a rearrangement and after it.
 

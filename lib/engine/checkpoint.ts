@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 import type { ExpertWeights } from "../native/weights.ts";
 import type { Placement } from "../placement.ts";
 import type { ExpertCheckpoint } from "../weights/checkpoint.ts";

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 import { DEFAULT_TIMEOUT, type WaitOptions } from "../cluster/wait.ts";
 import { planMigration } from "../migration/plan.ts";
 import { lowerBoundSeconds, totalTraffic } from "../migration/traffic.ts";

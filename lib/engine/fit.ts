@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Whether weights, placement, topology and transport fit each other; asked before
 // anything is connected.
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 import type { Cluster } from "../cluster/cluster.ts";
 import type { MigrationCounts, MigrationPlan } from "../migration/plan.ts";
 import type { SourceChoice } from "../migration/sources.ts";

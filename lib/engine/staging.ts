@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 import type { ExpertWeights } from "../native/weights.ts";
 
 /** Bound on the memory in which experts wait between arrival and commit. */

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Waiting for native code that other ranks can hold up.
 
 import { GatherTimeoutError, RankFailureError } from "../cluster/failure.ts";

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // All ranks of a job, as one process sees them: some are its own, the others are
 // reached through a cluster's store. Alone in the world, every exchange is local.
 

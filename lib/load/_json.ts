@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /**
  * Reading loads from JSON documents, and from JSON lines.
  *

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /**
  * Reading the expert statistics that TensorRT-LLM writes.
  *

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /**
  * Putting together the steps of a load file, whatever its format.
  *

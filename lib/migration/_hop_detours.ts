@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /**
  * Ways to untie a knot: an expert arrives where it does not stay.
  *

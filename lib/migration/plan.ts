@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /**
  * How every slot gets the expert that a new placement puts there.
  *

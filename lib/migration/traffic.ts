@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /**
  * What a plan moves over which links, and how fast that can be at best.
  *

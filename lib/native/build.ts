@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Building libeplb.so with CMake: in a checkout in place, else from sources
 // fetched beside this module, in the user's cache folder.
 

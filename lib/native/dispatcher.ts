@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 import { checkInteger, show } from "../_check.ts";
 import type { DispatchTables } from "../dispatch/tables.ts";
 import type {

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What the calls of a dispatcher take and give.
 
 /** Sizes of a `Dispatcher`, and where it is. */

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 import { check, EplbError, ErrorText } from "./errors.ts";
 import { type NativeLibrary, symbolsOf } from "./library.ts";
 import {

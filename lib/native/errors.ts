@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /** Name of a native status, see `cpp/include/eplb.h`. */
 export type EplbErrorCode =
   | "invalid-argument"

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 import { dirname, fromFileUrl, join } from "@std/path";
 import meta from "../../deno.json" with { type: "json" };
 import { check, EplbLibraryError, ErrorText } from "./errors.ts";

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 import { check, ErrorText } from "./errors.ts";
 import { type NativeLibrary, symbolsOf } from "./library.ts";
 import { copyMeasure, productMeasure } from "./structs.ts";
@@ -28,8 +30,8 @@ export interface MeasureCopiesOptions {
   readonly repeats: number;
 }
 
-/** Options of {@linkcode measureProducts}. */
-export interface MeasureProductsOptions {
+/** Options of {@linkcode Products.create}: `[m, k] x [k, n]`, bf16. */
+export interface ProductsOptions {
   /** CUDA device. */
   readonly ordinal: number;
   /** Rows of the left matrix: tokens. */
@@ -38,7 +40,7 @@ export interface MeasureProductsOptions {
   readonly n: number;
   /** Columns of the left matrix. */
   readonly k: number;
-  /** Products, one after the other. */
+  /** Products of one run, one after the other, 1 to 65,536. */
   readonly count: number;
 }
 
@@ -81,12 +83,104 @@ export async function measureCopies(
 }
 
 /**
- * Runs a model-like stream of bf16 matrix products, alone or beside something else.
+ * A model-like stream of bf16 matrix products on one GPU.
+ *
+ * Everything is allocated once, so that a run can stand for a forward pass.
+ *
+ * @example Decode-like products, again and again
+ * ```ts ignore
+ * import { NativeLibrary, Products } from "@eplb/eplb";
+ *
+ * const sizes = { m: 64, n: 16384, k: 7168, count: 300 };
+ * using products = await Products.create(NativeLibrary.open(), { ordinal: 0, ...sizes });
+ * for (let step = 0; step < 100; step++) await products.run();
+ * ```
+ */
+export class Products implements Disposable {
+  readonly #library: NativeLibrary;
+  #handle: bigint;
+  /** Products of one run. */
+  readonly count: number;
+
+  private constructor(library: NativeLibrary, handle: bigint, count: number) {
+    this.#library = library;
+    this.#handle = handle;
+    this.count = count;
+  }
+
+  /**
+   * Allocates the matrices, and computes a few products so that the first run is like all others.
+   *
+   * @param library The native library.
+   * @param options Device and sizes.
+   * @returns The products, none of which is timed yet.
+   * @throws {EplbError} If there is no such device, or no cuBLAS, or a size is out of range.
+   */
+  static async create(
+    library: NativeLibrary,
+    options: ProductsOptions,
+  ): Promise<Products> {
+    const error = new ErrorText();
+    const handle = new BigUint64Array(1);
+    const status = await symbolsOf(library).eplb_products_create(
+      productMeasure(options),
+      handle,
+      error.buffer,
+      error.capacity,
+    );
+    check(status, "eplb_products_create", error);
+    return new Products(library, handle[0]!, options.count);
+  }
+
+  /**
+   * Computes all products, and waits for the last.
+   *
+   * @returns Seconds of each product, [count].
+   * @throws {TypeError} If they are closed.
+   * @throws {EplbError} "busy" while another run goes on, or if the device fails.
+   */
+  async run(): Promise<Float64Array> {
+    if (this.#handle === 0n) {
+      throw new TypeError("Cannot run products: they are closed");
+    }
+    const seconds = new Float64Array(this.count);
+    const error = new ErrorText();
+    const status = await symbolsOf(this.#library).eplb_products_run(
+      this.#handle,
+      seconds,
+      error.buffer,
+      error.capacity,
+    );
+    check(status, "eplb_products_run", error);
+    return seconds;
+  }
+
+  /** Frees the matrices, once a run in progress has ended; may be called twice. */
+  close(): void {
+    if (this.#handle === 0n) return;
+    const error = new ErrorText();
+    const status = symbolsOf(this.#library).eplb_products_destroy(
+      this.#handle,
+      error.buffer,
+      error.capacity,
+    );
+    check(status, "eplb_products_destroy", error);
+    this.#handle = 0n;
+  }
+
+  /** Same as {@linkcode Products.close}. */
+  [Symbol.dispose](): void {
+    this.close();
+  }
+}
+
+/**
+ * Times matrix products once; see {@linkcode Products} for doing so over and over.
  *
  * @param library The native library.
- * @param options Device and sizes: `[m, k] x [k, n]`.
- * @returns Seconds of each product.
- * @throws {EplbError} If there is no such device, or no cuBLAS.
+ * @param options Device and sizes.
+ * @returns Seconds of each product, [count].
+ * @throws {EplbError} If there is no such device, or no cuBLAS, or a size is out of range.
  *
  * @example Decode-like products
  * ```ts ignore
@@ -98,16 +192,8 @@ export async function measureCopies(
  */
 export async function measureProducts(
   library: NativeLibrary,
-  options: MeasureProductsOptions,
+  options: ProductsOptions,
 ): Promise<Float64Array> {
-  const seconds = new Float64Array(options.count);
-  const error = new ErrorText();
-  const status = await symbolsOf(library).eplb_measure_products(
-    productMeasure(options),
-    seconds,
-    error.buffer,
-    error.capacity,
-  );
-  check(status, "eplb_measure_products", error);
-  return seconds;
+  using products = await Products.create(library, options);
+  return await products.run();
 }

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /** Files below cpp/ that building the library needs. */
 export const NATIVE_SOURCES: readonly string[] = [
   "CMakeLists.txt",
@@ -8,6 +10,7 @@ export const NATIVE_SOURCES: readonly string[] = [
   "src/allocation.h",
   "src/api.cc",
   "src/api_dispatch.cc",
+  "src/api_measure.cc",
   "src/backoff.h",
   "src/blob.cc",
   "src/blob.h",
@@ -59,6 +62,10 @@ export const NATIVE_SOURCES: readonly string[] = [
   "src/nccl_schedule.h",
   "src/no_cuda.cc",
   "src/no_nccl.cc",
+  "src/nvml.cc",
+  "src/nvml.h",
+  "src/products.h",
+  "src/products_cuda.cc",
   "src/program.cc",
   "src/program.h",
   "src/progress.cc",

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The structs of cpp/include/eplb.h. Each begins with its size and version; the
 // sizes here are compared with the library's own when it is loaded.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Every C function of libeplb, as declared in cpp/include/eplb.h. Functions that
 // can take long or wait for a peer are nonblocking; all others answer at once.
 
@@ -69,14 +70,30 @@ export const SYMBOLS = {
     result: "i32",
     nonblocking: true,
   },
-  eplb_measure_products: {
+  eplb_products_create: {
     parameters: [
       "buffer", // const eplb_product_measure* what
+      "buffer", // eplb_handle* products
+      ...error,
+    ],
+    result: "i32",
+    nonblocking: true,
+  },
+  eplb_products_run: {
+    parameters: [
+      "u64", // eplb_handle products
       "buffer", // double* seconds
       ...error,
     ],
     result: "i32",
     nonblocking: true,
+  },
+  eplb_products_destroy: {
+    parameters: [
+      "u64", // eplb_handle products
+      ...error,
+    ],
+    result: "i32",
   },
   eplb_weights_create: {
     parameters: [

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /**
  * Gathering the work of experts where each activated copy costs something.
  *

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /**
  * Carrying a layer over from today's placement, with as few changes as the active ranks allow.
  *

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /**
  * Searching for exchanges between the busiest rank of a layer and another.
  *

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /**
  * One layer while slots change hands: who holds what, and what each rank's work costs.
  *

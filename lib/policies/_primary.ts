@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /**
  * Which of an expert's copies is its primary, and in what order ranks are looked at.
  *

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /**
  * What each rank's work costs: the one place where an objective is evaluated.
  *

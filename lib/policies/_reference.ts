@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /**
  * The placement algorithm of deepseek-ai/EPLB, layer by layer.
  *

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /**
  * Shares of slots whose experts split their tokens evenly.
  *

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /**
  * Moving slots so that no rank costs more than a threshold.
  *

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /**
  * One layer whose experts split their work unevenly over their copies.
  *

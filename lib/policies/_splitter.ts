@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /**
  * Splitting layers' tokens over the copies that are there.
  *

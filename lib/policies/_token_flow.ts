@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /**
  * Splitting work over copies so that the busiest rank costs least: a maximum flow.
  *

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /**
  * Keeping the parts of a plan that save more time than they cost.
  *

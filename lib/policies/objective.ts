@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /**
  * What policies balance: the cost of a rank's work in one layer.
  *

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /**
  * The placement policy of deepseek-ai/EPLB, with slots kept inside ranks.
  *

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /**
  * The default placement policy: primaries stay, redundant experts are sinks.
  *

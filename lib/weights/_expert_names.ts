@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // How models name the tensors of their experts in checkpoints, and the check that a set of names is
 // complete. No file is touched here.
 

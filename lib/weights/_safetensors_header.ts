@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The header of a safetensors file, without the file: JSON text to and from a checked table of
 // tensors. Rules as in the format's reference implementation: offsets count from the end of the
 // header, and the tensors cover the data without overlap and without holes.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The files of a checkpoint: which tensor is in which shard, and the open shards.
 import {
   basename,

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /**
  * The experts of a Hugging Face checkpoint, whatever its shards and its names.
  *

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /**
  * Element types of weight tensors, under the names that safetensors files use.
  *

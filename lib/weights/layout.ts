@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /**
  * The tensors that one expert consists of, alike in every layer.
  *

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /**
  * Sizes of known models, for planning and benchmarks without a checkpoint.
  *

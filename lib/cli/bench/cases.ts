@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The rearrangements that `bench` times: real shapes, every transport.
 
 /** One way to move bytes. */

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What the links and engines of this machine give at best, by size of a piece.
 
 import { measureCopies } from "../../native/measure.ts";

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What a model notices of weights that move beside it, and they of the model.
 
 import { measureProducts } from "../../native/measure.ts";

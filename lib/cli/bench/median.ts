@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /** The middle value; the mean of the two middle ones of an even number. */
 export function median(values: ArrayLike<number>): number {
   const sorted = Float64Array.from(values).sort();

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The tables of `bench`, in the manner of nccl-tests.
 
 import {
@@ -8,6 +9,8 @@ import {
 } from "../../report/table.ts";
 import { type Ceiling, CEILING_PIECE } from "./ceilings.ts";
 import type { Interference } from "./interference.ts";
+import type { Serving } from "./serving.ts";
+import { servingText } from "./serving_report.ts";
 import type { Transfer } from "./transfers.ts";
 
 /** The JSON document of `bench --json`. */
@@ -20,6 +23,8 @@ export interface BenchReport {
   readonly ceilings: readonly Ceiling[];
   readonly transfers: readonly Transfer[];
   readonly interference: readonly Interference[];
+  /** What `--serving` measures instead of all that; null without it. */
+  readonly serving: Serving | null;
 }
 
 /** The rate that transfers are held against, in bytes per second. */
@@ -30,6 +35,9 @@ export function ceilingOf(ceilings: readonly Ceiling[]): number | undefined {
 /** The report for people. */
 export function benchText(report: BenchReport, color: boolean): string {
   const parts = [`${report.device}, ${report.ranks} ranks`];
+  if (report.serving !== null) {
+    return [...parts, servingText(report.serving, color)].join("\n\n");
+  }
   if (report.ceilings.length > 0) {
     parts.push("Ceilings: rate into one GPU", ceilingTable(report, color));
   }

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Times rearrangements: chains of random maps, in one process and in one per rank.
 
 import { rearrange } from "../rearrange.ts";

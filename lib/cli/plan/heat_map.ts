@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // How full each rank is, layer by layer, as characters.
 
 import { sparkline } from "../../report/table.ts";

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What `plan` and `simulate` have in common: sizes, ranks, policies.
 
 import { policies, type PolicyName } from "../../policies/registry.ts";

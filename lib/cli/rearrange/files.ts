@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // JSON files that the command line names.
 
 /** Reads a file of JSON; errors name the file. */

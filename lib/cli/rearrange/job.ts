@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The main job for the ranks of one process: weights in, rearrange, weights out.
 
 import { join } from "@std/path";

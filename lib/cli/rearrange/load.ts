@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The load of a rearrangement: it tells how well a placement is balanced.
 
 import { readLoad as readTrace, totalLoad } from "../../load/files.ts";

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The maps of a rearrangement: where experts are, and where they should go.
 
 import { Placement, type PlacementShape } from "../../placement.ts";

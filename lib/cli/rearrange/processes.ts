@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // One process per rank, launched here: each runs this command again as one rank,
 // and rank 0 prints the report for all.
 

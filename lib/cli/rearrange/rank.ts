@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // One rank of a job whose processes somebody else has started.
 
 import type { RankIdentity } from "../../cluster/identity.ts";

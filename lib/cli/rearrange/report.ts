@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The report of a rearrangement: one JSON document, or tables for people.
 
 import {

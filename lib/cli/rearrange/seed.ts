@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 import { UsageError } from "../command.ts";
 
 /** Largest seed: counting up from it stays a 32-bit number. */

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // From the command line to a job: sizes, maps, devices; nothing is allocated yet.
 
 import type { TransportName } from "../../native/engine.ts";

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Where the weights of a rearrangement come from: a checkpoint, or made up.
 
 import type { ExpertWeights } from "../../native/weights.ts";

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The ranks of a job: how many, where, and which of them this process holds.
 
 import type { Cluster } from "../../cluster/cluster.ts";
