@@ -43,6 +43,7 @@ export interface EplbMetricsOptions {
  *   step: 3000,
  *   firstLayer: 0,
  *   layers: 4,
+ *   commitSeconds: 0.0003,
  *   stallSeconds: 0.0004,
  * });
  * const [layers] = metrics.series("eplb_committed_layers_total");
@@ -158,8 +159,8 @@ export class EplbMetrics {
    *   failedRank: undefined,
    *   committedLayers: 58,
    *   layers: 58,
-   *   moves: undefined,
-   *   bytes: undefined,
+   *   moves: { unchanged: 0, sameRank: 0, duplicate: 0, sameNode: 0, crossNode: 0 },
+   *   bytes: { sameRank: 0, sameNode: 0, crossNode: 0 },
    *   steps: 1,
    *   moveSeconds: 0,
    *   stallSeconds: 0.001,
