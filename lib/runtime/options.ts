@@ -5,6 +5,7 @@
  *
  * @module
  */
+import { checkInteger } from "../_check.ts";
 import type { Cluster } from "../cluster/cluster.ts";
 import type { EngineOptions } from "../engine/options.ts";
 import type { NativeLibrary } from "../native/library.ts";
@@ -12,7 +13,7 @@ import type { ExpertWeights } from "../native/weights.ts";
 import type { Placement } from "../placement.ts";
 import type { Objective } from "../policies/objective.ts";
 import type { Policy } from "../policies/policy.ts";
-import type { PolicyName } from "../policies/registry.ts";
+import { policies, type PolicyName } from "../policies/registry.ts";
 import type { Topology } from "../topology.ts";
 import type { GateSettings } from "./decision.ts";
 import type { EplbEvent } from "./events.ts";
@@ -164,4 +165,30 @@ export interface DispatchSettings {
    * @default {redundant slots + 1, at most 256}
    */
   readonly maxReplicas?: number;
+}
+
+/** Refuses options that cannot be meant. */
+export function checkOptions(options: EplbStateOptions): void {
+  const { policy = "quota", layersPerStep, mode = "async" } = options;
+  if (typeof policy === "string" && !Object.hasOwn(policies, policy)) {
+    throw new TypeError(
+      `Cannot create state: there is no policy "${policy}", only ${
+        Object.keys(policies).join(", ")
+      }`,
+    );
+  }
+  if (mode !== "async" && mode !== "sync") {
+    throw new TypeError(
+      `Cannot create state: mode must be "async" or "sync", got "${mode}"`,
+    );
+  }
+  const limits = {
+    layersPerStep: layersPerStep ?? 1,
+    cycleTimeout: options.cycleTimeout ?? 1,
+    stallTimeout: options.stallTimeout ?? 1,
+    stepTimeout: options.stepTimeout ?? 1,
+  };
+  for (const [name, value] of Object.entries(limits)) {
+    checkInteger(value, { action: "create state", name, min: 1 });
+  }
 }

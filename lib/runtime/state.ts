@@ -8,15 +8,19 @@
 import { checkInteger } from "../_check.ts";
 import { DEFAULT_TIMEOUT } from "../cluster/wait.ts";
 import { Deadline, World } from "../engine/world.ts";
-import { planDigest } from "../migration/digest.ts";
 import type { Policy } from "../policies/policy.ts";
 import { policies } from "../policies/registry.ts";
+import { checkAgreement } from "./agreement.ts";
 import { Ballot } from "./ballot.ts";
 import { Cycle, type CycleContext } from "./cycle.ts";
 import type { DecisionInput } from "./decision.ts";
 import type { CycleTrigger, EplbEvent } from "./events.ts";
 import { Model, type ServedModel } from "./model.ts";
-import type { EplbStateOptions, ModelOptions } from "./options.ts";
+import {
+  checkOptions,
+  type EplbStateOptions,
+  type ModelOptions,
+} from "./options.ts";
 import { inlinePlanner, type Planner } from "./planner.ts";
 import { type Due, StepSchedule } from "./schedule.ts";
 import { WorkerPlanner } from "./worker_planner.ts";
@@ -467,45 +471,23 @@ export class EplbState implements AsyncDisposable {
 
   /** All processes must mean the same model, or they would decide differently later. */
   async #checkAgreement(model: Model): Promise<void> {
-    const { options, placement } = model;
-    const { mode, drain, layersPerStep } = this.#context;
-    const { policy = "quota", gate = {} } = this.#options;
-    const digest = planDigest({
-      from: placement,
-      to: placement,
-      topology: this.#options.topology,
-      tensorBytes: options.weights[0]!.tensorBytes,
-      options: {
-        name: model.name,
-        tensors: options.weights[0]!.layout.moved.map(({ name }) => name)
-          .join(),
+    const { policy = "quota", gate = {}, topology } = this.#options;
+    const { mode, drain, layersPerStep, stepTimeout } = this.#context;
+    await checkAgreement(model, {
+      world: this.#world,
+      deadline: new Deadline(stepTimeout),
+      topology,
+      settings: {
         mode,
         drain: String(drain),
         layersPerStep,
         policy: typeof policy === "string" ? policy : "own",
         gate: JSON.stringify(gate),
-        objective: JSON.stringify(options.objective ?? {}),
-        groups: options.groups ?? 1,
         interval: this.#schedule.interval,
         window: this.#schedule.window,
         steps: this.steps,
       },
     });
-    const all = await this.#world.exchange(
-      "model",
-      new TextEncoder().encode(digest),
-      new Deadline(this.#context.stepTimeout),
-    );
-    const texts = all.map((bytes) => new TextDecoder().decode(bytes));
-    const other = texts.findIndex((text) => text !== texts[0]);
-    if (other < 0) return;
-    throw new RangeError(
-      `Cannot add model "${model.name}": rank ${
-        this.#world.firstRankOf(other)
-      } has another model, placement, policy, interval or number of steps than rank ${
-        this.#world.firstRankOf(0)
-      }`,
-    );
   }
 
   #emit(event: EplbEvent): void {
@@ -514,30 +496,5 @@ export class EplbState implements AsyncDisposable {
     } catch {
       // Who listens must not stop who serves.
     }
-  }
-}
-
-function checkOptions(options: EplbStateOptions): void {
-  const { policy = "quota", layersPerStep, mode = "async" } = options;
-  if (typeof policy === "string" && !Object.hasOwn(policies, policy)) {
-    throw new TypeError(
-      `Cannot create state: there is no policy "${policy}", only ${
-        Object.keys(policies).join(", ")
-      }`,
-    );
-  }
-  if (mode !== "async" && mode !== "sync") {
-    throw new TypeError(
-      `Cannot create state: mode must be "async" or "sync", got "${mode}"`,
-    );
-  }
-  const limits = {
-    layersPerStep: layersPerStep ?? 1,
-    cycleTimeout: options.cycleTimeout ?? 1,
-    stallTimeout: options.stallTimeout ?? 1,
-    stepTimeout: options.stepTimeout ?? 1,
-  };
-  for (const [name, value] of Object.entries(limits)) {
-    checkInteger(value, { action: "create state", name, min: 1 });
   }
 }
