@@ -193,6 +193,7 @@ export {
   type Move,
   type MoveOptions,
   type MoveSettings,
+  planJourney,
   planMove,
 } from "./lib/engine/move.ts";
 export { Rearrangement } from "./lib/engine/rearrangement.ts";

@@ -9,7 +9,11 @@ import { planDigest } from "../migration/digest.ts";
 import { directSlots, drained } from "../migration/direct.ts";
 import { planHops } from "../migration/hops.ts";
 import { type MigrationPlan, planMigration } from "../migration/plan.ts";
-import { compileProgram, type Program } from "../migration/program.ts";
+import {
+  compileProgram,
+  type Program,
+  stagingCellsNeeded,
+} from "../migration/program.ts";
 import type { SourceChoice } from "../migration/sources.ts";
 import { Placement } from "../placement.ts";
 import type { Topology } from "../topology.ts";
@@ -102,11 +106,24 @@ export function planMove(
   to: Placement,
   settings: MoveSettings,
 ): Move {
+  const { topology, sources } = settings;
+  const plan = planMigration(from, to, { topology, sources });
+  return moveAlong(plan, { from, to, settings });
+}
+
+/** Works a plan out. */
+function moveAlong(
+  plan: MigrationPlan,
+  { from, to, settings }: {
+    readonly from: Placement;
+    readonly to: Placement;
+    readonly settings: MoveSettings;
+  },
+): Move {
   const { topology, locals, tensorBytes, smallBytes } = settings;
   const { sources = "balanced", maxLayersPerBatch = from.layers } = settings;
   const large = tensorBytes.filter((bytes) => bytes > smallBytes).length;
   const small = large < tensorBytes.length ? 1 : 0;
-  const plan = planMigration(from, to, { topology, sources });
   const direct = settings.direct
     ? directSlots(plan, from)
     : new Uint8Array(plan.cases.length);
@@ -132,15 +149,64 @@ export function planMove(
   return { from, drained: drained(from, direct), to, plan, program, digest };
 }
 
-/** Plans the way in as many hops as nodes and staging memory ask for. */
+/**
+ * Plans the way from one placement to another in as many moves as nodes and staging memory ask for.
+ *
+ * @param from What the weights hold.
+ * @param to What they shall hold.
+ * @param settings As for {@linkcode planMove}; `relay`, which is true unless told otherwise, lets an
+ * expert enter a node once.
+ * @returns The moves, at least one; each begins with the placement that the one before ends with.
+ * @throws {RangeError} If the placements do not fit each other or the settings.
+ *
+ * @example
+ * ```ts
+ * import { Placement, planJourney, Topology } from "@eplb/eplb";
+ * import { assertEquals } from "@std/assert";
+ *
+ * const moves = planJourney(
+ *   Placement.from([[0, 1, 2, 3, 4, 5, 0, 2]], { ranks: 4 }),
+ *   Placement.from([[0, 1, 2, 3, 4, 1, 5, 1]], { ranks: 4 }),
+ *   {
+ *     topology: Topology.uniform({ ranks: 4, nodes: 2 }),
+ *     locals: [0, 1, 2, 3],
+ *     tensorBytes: [4096],
+ *     smallBytes: 0,
+ *     maxOpsPerGroup: 64,
+ *     stagingCells: 2,
+ *   },
+ * );
+ * // Expert 1 enters the second node once, and goes on to its other rank from there.
+ * assertEquals(moves.map(({ plan }) => plan.counts.crossNode), [1, 0]);
+ * ```
+ */
 export function planJourney(
   from: Placement,
   to: Placement,
   settings: MoveSettings & { readonly relay?: boolean | undefined },
 ): readonly Move[] {
-  const { topology, stagingCells, relay = true } = settings;
+  const { topology, stagingCells, sources, relay = true } = settings;
+  const relays = relay && topology.nodes > 1;
+  const plan = planMigration(from, to, { topology, sources });
+  if (!relays && fits(plan, from, settings)) {
+    return [moveAlong(plan, { from, to, settings })];
+  }
   const hops = planHops(from, to, { topology, stagingCells, relay });
+  if (hops.length === 1) return [moveAlong(plan, { from, to, settings })];
   return hops.map((hop, i) => planMove(hops[i - 1] ?? from, hop, settings));
+}
+
+/** Whether one move will do. */
+function fits(
+  plan: MigrationPlan,
+  from: Placement,
+  { direct, stagingCells }: MoveSettings,
+): boolean {
+  const needed = stagingCellsNeeded(
+    plan,
+    direct ? directSlots(plan, from) : undefined,
+  );
+  return needed <= stagingCells;
 }
 
 /** Layers that are as the new placement says once so many batches are committed. */

@@ -56,7 +56,7 @@ export interface PlanMigrationOptions {
    *
    * @default {"balanced"}
    */
-  readonly sources?: SourceChoice;
+  readonly sources?: SourceChoice | undefined;
   /**
    * The ranks that may send to others.
    *

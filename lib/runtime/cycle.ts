@@ -174,7 +174,7 @@ export class Cycle {
         maxLayersPerBatch: layersPerStep,
       }),
     });
-    model.checkReplicas(planned.move.to);
+    for (const { to } of planned.moves) model.checkReplicas(to);
     this.#planned = planned;
     this.#emitDecided(loadSeconds);
   }
@@ -186,7 +186,7 @@ export class Cycle {
     this.#context.ballot.cast({
       stage: planned === undefined ? STAGE.begun : STAGE.decided,
       ready,
-      digest: planned?.move.digest ?? "",
+      digest: planned?.moves.map(({ digest }) => digest).join(" ") ?? "",
       fault: this.#fault,
     }, this.#context.stepTimeout);
   }
@@ -218,14 +218,14 @@ export class Cycle {
   async #open(): Promise<void> {
     this.#progress();
     const { model } = this;
-    const { decision, move } = this.#planned!;
-    if (move.program.batchCount === 0) {
+    const { decision, moves: [move, ...others] } = this.#planned!;
+    if (move!.program.batchCount === 0 && others.length === 0) {
       // Slots may have become empty, and tokens may be split anew.
       const resplit = decision.shares.some((share, cell) =>
         share !== model.shares[cell]
       );
-      model.engine.adopt(move);
-      model.serve(move.to, decision.shares);
+      model.engine.adopt(move!);
+      model.serve(decision.placement, decision.shares);
       return this.#end(resplit ? "resplit" : "unchanged", undefined);
     }
     const { mode, cycleTimeout, layersPerStep, stepTimeout } = this.#context;
@@ -244,21 +244,19 @@ export class Cycle {
     if (ready > this.#lastReady) this.#progress();
     this.#lastReady = Math.max(ready, this.#lastReady);
     const start = performance.now();
-    const first = transfer.committed;
-    await transfer.advance(ready);
-    const layers = transfer.committed - first;
-    if (layers > 0) {
+    const { first, end } = await transfer.advance(ready);
+    if (end > first) {
       this.#progress();
       const now = performance.now();
       this.#emit({
         type: "layers-committed",
         firstLayer: first,
-        layers,
+        layers: end - first,
         commitSeconds: (now - start) / 1e3,
         stallSeconds: this.#stalling,
       });
     }
-    if (transfer.committed < this.model.placement.layers) return;
+    if (!transfer.done) return;
     // What is left needs no step: that the other ranks say they are done, too.
     this.#ended = true;
     transfer.finished.then(
@@ -315,7 +313,7 @@ export class Cycle {
       ? layers
       : this.#transfer?.committed ?? 0;
     const moves = countCases(
-      this.#planned?.move.plan.cases.subarray(0, committedLayers * slots) ??
+      this.#planned?.cases.subarray(0, committedLayers * slots) ??
         new Uint8Array(0),
     );
     this.#emit({

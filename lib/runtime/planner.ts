@@ -5,7 +5,8 @@
  *
  * @module
  */
-import { type Move, type MoveSettings, planMove } from "../engine/move.ts";
+import { type Move, type MoveSettings, planJourney } from "../engine/move.ts";
+import { planMigration } from "../migration/plan.ts";
 import { decide, type Decision, type DecisionInput } from "./decision.ts";
 
 /** What a cycle asks for. */
@@ -20,8 +21,10 @@ export interface PlanRequest {
 export interface Planned {
   /** Where experts shall be. */
   readonly decision: Decision;
-  /** The way there. */
-  readonly move: Move;
+  /** The way there: moves that follow each other, at least one. */
+  readonly moves: readonly Move[];
+  /** What happens to each slot, [layers, slots], whatever way it takes: `MigrationCase`. */
+  readonly cases: Uint8Array;
 }
 
 /** Decides and plans. */
@@ -40,8 +43,13 @@ export const inlinePlanner: Planner = {
   // deno-lint-ignore require-await -- what it throws becomes a rejection
   async plan({ input, settings }: PlanRequest): Promise<Planned> {
     const decision = decide(input);
-    const move = planMove(input.placement, decision.placement, settings);
-    return { decision, move };
+    const { placement: from, topology } = input;
+    const { placement: to } = decision;
+    const moves = planJourney(from, to, settings);
+    const plan = moves.length === 1
+      ? moves[0]!.plan
+      : planMigration(from, to, { topology });
+    return { decision, moves, cases: plan.cases };
   },
   close(): void {},
 };

@@ -46,11 +46,18 @@ export type AnswerMessage =
     readonly decision: Omit<Decision, "placement"> & {
       readonly placement: PlacementData;
     };
-    readonly plan: Omit<MigrationPlan, "topology">;
-    readonly drained: PlacementData;
-    readonly words: Program["words"];
-    readonly digest: string;
+    readonly moves: readonly MoveData[];
+    readonly cases: Uint8Array;
   };
+
+/** A move that can go to another thread; where it begins is known there. */
+interface MoveData {
+  readonly plan: Omit<MigrationPlan, "topology">;
+  readonly drained: PlacementData;
+  readonly to: PlacementData;
+  readonly words: Program["words"];
+  readonly digest: string;
+}
 
 /** Writes a request down. */
 export function packRequest(
@@ -86,16 +93,13 @@ export function unpackRequest(message: RequestMessage): PlanRequest {
 /** Writes an answer down. */
 export function packAnswer(
   id: number,
-  { decision, move }: Planned,
+  { decision, moves, cases }: Planned,
 ): AnswerMessage {
-  const { topology: _, ...plan } = move.plan;
   return {
     id,
     decision: { ...decision, placement: packPlacement(decision.placement) },
-    plan,
-    drained: packPlacement(move.drained),
-    words: move.program.words,
-    digest: move.digest,
+    moves: moves.map(packMove),
+    cases,
   };
 }
 
@@ -104,20 +108,45 @@ export function unpackAnswer(
   message: Exclude<AnswerMessage, { error: string }>,
   { input }: PlanRequest,
 ): Planned {
-  const { plan, words, digest } = message;
-  const to = unpackPlacement(message.decision.placement);
-  const drained = unpackPlacement(message.drained);
-  const from = input.placement;
-  const move: Move = {
+  const { decision, cases } = message;
+  const moves: Move[] = [];
+  for (const data of message.moves) {
+    const from = moves.at(-1)?.to ?? input.placement;
+    moves.push(unpackMove(data, from, input.topology));
+  }
+  return {
+    decision: { ...decision, placement: moves.at(-1)!.to },
+    moves,
+    cases,
+  };
+}
+
+function packMove({ plan, drained, to, program, digest }: Move): MoveData {
+  const { topology: _, ...rest } = plan;
+  return {
+    plan: rest,
+    drained: packPlacement(drained),
+    to: packPlacement(to),
+    words: program.words,
+    digest,
+  };
+}
+
+function unpackMove(
+  { plan, words, digest, ...data }: MoveData,
+  from: Placement,
+  topology: Topology,
+): Move {
+  const drained = unpackPlacement(data.drained);
+  return {
     from,
     // One object for both says that nothing is drained.
     drained: drained.equals(from) ? from : drained,
-    to,
-    plan: Object.freeze({ ...plan, topology: input.topology }),
+    to: unpackPlacement(data.to),
+    plan: Object.freeze({ ...plan, topology }),
     program: readProgram(words),
     digest,
   };
-  return { decision: { ...message.decision, placement: to }, move };
 }
 
 function packPlacement(placement: Placement): PlacementData {

@@ -26,6 +26,8 @@ export function equalShares(placement: Placement): Float64Array {
 export interface Transition {
   /** What the weights hold now. */
   readonly placement: Placement;
+  /** What they held when `before` was right. */
+  readonly from: Placement;
   /** Shares of before, [layers, slots]. */
   readonly before: Float64Array;
   /** What the weights will hold in the end. */
@@ -38,47 +40,55 @@ export interface Transition {
  * The split for a moment in which some layers are as before and some as after.
  *
  * A layer whose map is that of after has its new split, also if nothing moves in it. In the others,
- * slots that were emptied take nothing, and the other slots of their experts take it over, in
- * proportion to what they had; alike, if they had nothing.
+ * slots that were emptied or got another expert take nothing, and the slots that an expert had before
+ * take it over, in proportion to what they had; if they had nothing, all of its slots do, alike.
  *
  * @param transition The placements and shares of before, now and after.
  * @returns Shares, [layers, slots].
  */
 export function sharesNow(transition: Transition): Float64Array {
-  const { placement, to, before, after } = transition;
+  const { placement, from, to, before, after } = transition;
   const { layers, slots } = placement;
   const shares = new Float64Array(layers * slots);
   for (let layer = 0; layer < layers; layer++) {
     const [first, end] = [layer * slots, (layer + 1) * slots];
     const row = placement.physicalToLogical.subarray(first, end);
     const target = to.physicalToLogical.subarray(first, end);
+    const origin = from.physicalToLogical.subarray(first, end);
     const arrived = row.every((expert, slot) => expert === target[slot]);
     shares.set(
-      arrived
-        ? after.subarray(first, end)
-        : restrict(row, before.subarray(first, end), placement.experts),
+      arrived ? after.subarray(first, end) : restrict(row, {
+        origin,
+        before: before.subarray(first, end),
+        experts: placement.experts,
+      }),
       first,
     );
   }
   return shares;
 }
 
-/** Splits what emptied slots of a layer had over the others, [slots]. */
+/** The split of a layer that is on its way, [slots]. */
 function restrict(
   row: Int32Array,
-  before: Float64Array,
-  experts: number,
+  { origin, before, experts }: {
+    readonly origin: Int32Array;
+    readonly before: Float64Array;
+    readonly experts: number;
+  },
 ): Float64Array {
   const sum = new Float64Array(experts);
   const count = new Int32Array(experts);
+  const had = (slot: number): number =>
+    row[slot] === origin[slot] ? before[slot]! : 0;
   row.forEach((expert, slot) => {
     if (expert < 0) return;
-    sum[expert]! += before[slot]!;
+    sum[expert]! += had(slot);
     count[expert]!++;
   });
   return Float64Array.from(row, (expert, slot) => {
     if (expert < 0) return 0;
     const total = sum[expert]!;
-    return total > 0 ? before[slot]! / total : 1 / count[expert]!;
+    return total > 0 ? had(slot) / total : 1 / count[expert]!;
   });
 }

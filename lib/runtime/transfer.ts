@@ -23,12 +23,22 @@ export interface TransferOptions {
   readonly timeout: number;
 }
 
+/** Layers `first … end - 1`. */
+export interface LayerRange {
+  readonly first: number;
+  readonly end: number;
+}
+
+const NO_LAYERS: LayerRange = { first: 0, end: 0 };
+
 /** Weights on their way, seen from the ends of steps. All processes call the same at the same ends. */
 export interface Transfer {
-  /** Layers that this process could commit. */
+  /** How far this process could go; grows, and means the same on all processes. */
   readonly ready: number;
-  /** Layers that are as decided. */
+  /** Layers, from the first, that are as decided. */
   readonly committed: number;
+  /** Whether all layers are, everywhere. */
+  readonly done: boolean;
   /** Why this process cannot go on; empty if it can. */
   readonly fault: string;
   /** The rank to blame for that, if one is known. */
@@ -37,8 +47,8 @@ export interface Transfer {
   readonly finished: Promise<number>;
   /** Begins; tells whether anything can be committed at once. */
   open(): Promise<"moving" | "draining">;
-  /** Commits layers that all processes have ready. */
-  advance(ready: number): Promise<void>;
+  /** Goes on as far as all processes could; returns the layers that have changed. */
+  advance(ready: number): Promise<LayerRange>;
   /**
    * Gives up. Maps and weights agree when it returns.
    *
@@ -55,23 +65,32 @@ abstract class BaseTransfer {
   protected readonly model: Model;
   protected readonly planned: Planned;
   protected readonly options: TransferOptions;
+  readonly #from: Placement;
   readonly #before: Float64Array;
 
   constructor(model: Model, planned: Planned, options: TransferOptions) {
     this.model = model;
     this.planned = planned;
     this.options = options;
+    this.#from = planned.moves[0]!.from;
     this.#before = model.shares;
+  }
+
+  /** Layers, from the first, that are as decided. */
+  get committed(): number {
+    const { decision } = this.planned;
+    return this.model.engine.placement.layersInCommon(decision.placement);
   }
 
   /** Serves with a placement on the way to the decided one. */
   protected serve(
     placement: Placement,
-    range?: { readonly first: number; readonly end: number },
+    range?: LayerRange,
   ): void {
     const { decision } = this.planned;
     const shares = sharesNow({
       placement,
+      from: this.#from,
       before: this.#before,
       to: decision.placement,
       after: decision.shares,
@@ -84,18 +103,35 @@ abstract class BaseTransfer {
  * Weights move in the background; layers change at the ends of steps.
  *
  * Slots that are to be written without staging are emptied first: one forward pass later no rank
- * sends tokens there any more, and the move begins.
+ * sends tokens there any more, and the move begins. A way of several moves takes one after the
+ * other; the next one begins when the one before has ended on all processes.
  */
 export class BackgroundTransfer extends BaseTransfer implements Transfer {
+  /** Index of the move that is on. */
+  #hop = 0;
   #rearrangement: Rearrangement | undefined;
+  /** Whether it has ended here, of all its layers. */
+  #ended = false;
+  #seconds = 0;
   #fault = "";
 
+  /** The moves before count with all their layers and their end, each. */
   get ready(): number {
-    return this.#rearrangement?.agreedLayers ?? 0;
+    const { layers } = this.model.placement;
+    const here = this.#ended
+      ? layers + 1
+      : this.#rearrangement?.agreedLayers ?? 0;
+    return this.#hop * (layers + 1) + here;
   }
 
-  get committed(): number {
-    return this.#rearrangement?.committedLayers ?? 0;
+  get done(): boolean {
+    return this.#hop === this.planned.moves.length - 1 && this.#hopCommitted;
+  }
+
+  /** Whether all layers of the move that is on are committed here. */
+  get #hopCommitted(): boolean {
+    const { layers } = this.model.placement;
+    return this.#rearrangement?.committedLayers === layers;
   }
 
   get fault(): string {
@@ -107,46 +143,67 @@ export class BackgroundTransfer extends BaseTransfer implements Transfer {
   }
 
   get finished(): Promise<number> {
-    return this.#rearrangement!.finished;
+    return this.#rearrangement!.finished
+      .then((seconds) => this.#seconds + seconds);
   }
 
   // deno-lint-ignore require-await -- the other kind has to wait
   async open(): Promise<"moving" | "draining"> {
-    const { move } = this.planned;
-    this.serve(move.drained);
-    if (move.drained !== move.from) return "draining";
+    const { from, drained } = this.planned.moves[this.#hop]!;
+    this.serve(drained);
+    if (drained !== from) return "draining";
     this.#begin();
     return "moving";
   }
 
   #begin(): void {
     const { timeout } = this.options;
-    this.#rearrangement = this.model.engine.begin(this.planned.move, {
-      timeout,
-    });
-    this.#rearrangement.finished.catch((error) => {
-      this.#fault = messageOf(error);
-    });
+    const move = this.planned.moves[this.#hop]!;
+    const rearrangement = this.model.engine.begin(move, { timeout });
+    this.#rearrangement = rearrangement;
+    rearrangement.finished.then(
+      () => this.#ended = true,
+      (error) => this.#fault = messageOf(error),
+    );
   }
 
-  async advance(ready: number): Promise<void> {
-    if (this.#rearrangement === undefined) return this.#begin();
-    const first = this.committed;
-    const end = this.#rearrangement.layersWithin(
-      ready,
-      this.options.layersPerStep,
+  async advance(ready: number): Promise<LayerRange> {
+    const { layers } = this.model.placement;
+    const here = ready - this.#hop * (layers + 1);
+    if (this.#rearrangement === undefined) this.#begin();
+    else if (!this.#hopCommitted) return await this.#commit(here);
+    else if (here > layers) await this.#goOn();
+    return NO_LAYERS;
+  }
+
+  async #commit(ready: number): Promise<LayerRange> {
+    const rearrangement = this.#rearrangement!;
+    const first = rearrangement.committedLayers;
+    const { layersPerStep, stepTimeout } = this.options;
+    const end = rearrangement.layersWithin(
+      Math.min(ready, this.model.placement.layers),
+      layersPerStep,
     );
-    if (end <= first) return;
-    await this.#rearrangement.commit(end, {
-      timeout: this.options.stepTimeout,
-    });
+    if (end <= first) return NO_LAYERS;
+    await rearrangement.commit(end, { timeout: stepTimeout });
     this.serve(this.model.engine.placement, { first, end });
+    return { first, end };
+  }
+
+  /** The next move, once the last one has ended everywhere. */
+  async #goOn(): Promise<void> {
+    this.#seconds += await this.#rearrangement!.finished;
+    this.#rearrangement = undefined;
+    this.#ended = false;
+    this.#hop++;
+    await this.open();
   }
 
   async abandon(
     reason: string,
     options: { readonly together: boolean },
   ): Promise<(() => Promise<void>) | undefined> {
+    // What has ended has nothing to give up, but others may not know that it has.
     await this.#rearrangement?.abandon(reason, options);
     this.serve(this.model.engine.placement);
     if (this.#rearrangement === undefined) return undefined;
@@ -156,20 +213,17 @@ export class BackgroundTransfer extends BaseTransfer implements Transfer {
 
 /** Steps wait while weights move, all layers at once or some in each step. */
 export class BlockingTransfer extends BaseTransfer implements Transfer {
-  readonly #from = this.model.placement;
-  #committed = 0;
+  readonly #start = this.model.placement;
+  #moved = 0;
   #seconds = 0;
   #broken = false;
   #failedRank: number | undefined;
 
   readonly fault = "";
+  readonly ready = 0;
 
-  get ready(): number {
-    return this.model.placement.layers;
-  }
-
-  get committed(): number {
-    return this.#committed;
+  get done(): boolean {
+    return this.#moved === this.#start.layers;
   }
 
   get failedRank(): number | undefined {
@@ -184,23 +238,22 @@ export class BlockingTransfer extends BaseTransfer implements Transfer {
     return Promise.resolve("moving");
   }
 
-  async advance(): Promise<void> {
+  async advance(): Promise<LayerRange> {
     const { decision } = this.planned;
     const { engine } = this.model;
-    const end = this.#nextEnd();
-    const to = Placement.mix(this.#from, decision.placement, end);
+    const [first, end] = [this.#moved, this.#nextEnd()];
+    const to = Placement.mix(this.#start, decision.placement, end);
     try {
       const result = await engine.rearrange(to, {
         timeout: this.options.timeout,
       });
       this.#seconds += result.moveSeconds;
-      this.#committed = end;
+      this.#moved = end;
+      return { first, end };
     } catch (error) {
       if (error instanceof RearrangeError) {
         this.#broken = true;
         this.#failedRank = error.failedRank;
-        const layers = Math.min(error.committedLayers, end);
-        this.#committed = Math.max(this.#committed, layers);
       }
       throw error;
     } finally {
@@ -216,9 +269,9 @@ export class BlockingTransfer extends BaseTransfer implements Transfer {
 
   /** One past the last layer of the next step's part. */
   #nextEnd(): number {
-    const { layers, slots, physicalToLogical } = this.#from;
+    const { layers, slots, physicalToLogical } = this.#start;
     const target = this.planned.decision.placement.physicalToLogical;
-    let [end, changed] = [this.#committed, 0];
+    let [end, changed] = [this.#moved, 0];
     for (; end < layers; end++) {
       const [first, last] = [end * slots, (end + 1) * slots];
       const row = target.subarray(first, last);

@@ -24,6 +24,9 @@ export interface ServeTask {
   readonly mode: "async" | "sync";
   readonly policy: PolicyName;
   readonly layersPerStep?: number;
+  readonly nodes?: number;
+  /** Staging memory of a rank, in bytes. */
+  readonly staging?: number;
   readonly steps: number;
   readonly stepInterval: number;
   readonly timeout: number;
@@ -92,7 +95,7 @@ async function run(task: ServeTask): Promise<ServeReport> {
   const events: EplbEvent[] = [];
   await using state = await EplbState.create({
     library,
-    topology: Topology.uniform({ ranks, nodes: 1 }),
+    topology: Topology.uniform({ ranks, nodes: task.nodes ?? 1 }),
     ranks: [rank],
     cluster,
     mode: task.mode,
@@ -124,7 +127,12 @@ async function run(task: ServeTask): Promise<ServeReport> {
   };
   let model;
   try {
-    model = await state.addModel({ name: "main", weights: [weights], experts });
+    model = await state.addModel({
+      name: "main",
+      weights: [weights],
+      experts,
+      ...(task.staging && { staging: { bytes: task.staging } }),
+    });
   } catch (error) {
     return report(start, (error as Error).message);
   }

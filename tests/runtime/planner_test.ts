@@ -34,7 +34,7 @@ function requests(): fc.Arbitrary<{ name: PolicyName; request: PlanRequest }> {
       tensorBytes: [64, 8],
       smallBytes: 16,
       maxOpsPerGroup: 64,
-      stagingCells: from.slotsPerRank,
+      stagingCells: 1 + random.below(from.slotsPerRank),
       direct,
       maxLayersPerBatch: 1,
     };
@@ -67,22 +67,30 @@ Deno.test("WorkerPlanner plans what the same request gives in this thread", asyn
   const planners = new Map(
     names.map((name) => [name, new WorkerPlanner(name)]),
   );
-  let moved = 0;
+  let [moved, several] = [0, 0];
   try {
     await fc.assert(
       fc.asyncProperty(requests(), async ({ name, request }) => {
         const there = await planners.get(name)!.plan(request);
         const here = await inlinePlanner.plan(request);
-        assertEquals(there.move.digest, here.move.digest);
-        assertEquals(there.move.program, here.move.program);
-        assertEquals(there.move.plan, here.move.plan);
-        assert(there.move.to.equals(here.move.to));
-        assert(there.move.drained.equals(here.move.drained));
-        assert(there.move.from === request.input.placement);
-        assertEquals(
-          there.move.drained === there.move.from,
-          here.move.drained === here.move.from,
-        );
+        assertEquals(there.cases, here.cases);
+        assertEquals(there.moves.length, here.moves.length);
+        if (here.moves.length > 1) several++;
+        for (const [i, move] of there.moves.entries()) {
+          const other = here.moves[i]!;
+          assertEquals(move.digest, other.digest);
+          assertEquals(move.program, other.program);
+          assertEquals(move.plan, other.plan);
+          assert(move.to.equals(other.to));
+          assert(move.drained.equals(other.drained));
+          assert(move.from.equals(other.from));
+          assertEquals(
+            move.drained === move.from,
+            other.drained === other.from,
+          );
+        }
+        assert(there.moves[0]!.from === request.input.placement);
+        assert(there.moves.at(-1)!.to.equals(there.decision.placement));
         const { planSeconds: _, placement: a, ...one } = there.decision;
         const { planSeconds: __, placement: b, ...other } = here.decision;
         assert(a.equals(b));
@@ -94,7 +102,7 @@ Deno.test("WorkerPlanner plans what the same request gives in this thread", asyn
   } finally {
     for (const planner of planners.values()) planner.close();
   }
-  assert(moved > 0);
+  assert(moved > 0 && several > 0);
 });
 
 Deno.test("WorkerPlanner passes on what a policy refuses", async () => {
@@ -119,6 +127,6 @@ Deno.test("WorkerPlanner answers requests that are under way when it is closed, 
   const planner = new WorkerPlanner("deepseek");
   const pending = planner.plan(request);
   planner.close();
-  const { move } = await pending;
-  assert(move.to.layers === request.input.placement.layers);
+  const { moves } = await pending;
+  assertEquals(moves[0]!.to.layers, request.input.placement.layers);
 });

@@ -104,6 +104,23 @@ for (const mode of ["async", "sync"] as const) {
   }
 }
 
+Deno.test("4 processes on 2 nodes, each with staging for one expert: moves follow each other on all", async () => {
+  const reports = await runRanks(4, {
+    ...TASK,
+    nodes: 2,
+    staging: 8192,
+    layersPerStep: 5,
+    stepInterval: 50,
+    steps: 300,
+    pause: 1,
+  });
+  assertSound(reports, 300);
+  for (const { outcomes, failure } of reports) {
+    assertEquals(failure, null);
+    assertEquals(new Set(outcomes), new Set(["committed"]));
+  }
+});
+
 Deno.test("a rank that refuses makes all abandon the cycle, and all serve on", async () => {
   const task = { ...TASK, stopAt: { rank: 1, step: 30 } };
   const reports = await runRanks(4, task);

@@ -30,7 +30,7 @@ Deno.test("sharesNow() has the new split where the map has arrived, and the old 
     0.6,
   ]);
   const at = (placement: Placement): number[] => [
-    ...sharesNow({ placement, before, to, after }),
+    ...sharesNow({ placement, from, before, to, after }),
   ];
   // Nothing is committed; nothing moves in layer 1.
   assertEquals(at(from), [0.25, 1, 0.75, 0.9, 1, 0.1, 0.25, 1, 0.75]);
@@ -57,9 +57,21 @@ Deno.test("sharesNow() splits alike what only emptied slots took", () => {
   const to = Placement.from([[0, 0, 1, 1]], { ranks: 1 });
   const placement = Placement.from([[0, 0, -1, 1]], { ranks: 1 });
   const before = Float64Array.of(0, 0, 1, 1);
-  const shares = sharesNow({ placement, before, to, after: equalShares(to) });
+  const after = equalShares(to);
+  const shares = sharesNow({ placement, from, before, to, after });
   assertEquals([...shares], [0.5, 0.5, 0, 1]);
-  assertEquals(from.slots, 4);
+  // On the way expert 1 is parked in slot 2: its old slot goes on alone.
+  const parked = Placement.from([[0, 0, 1, 1]], { ranks: 1 });
+  const last = Placement.from([[0, 1, 1, 0]], { ranks: 1 });
+  assertEquals(
+    [
+      ...sharesNow({
+        ...{ placement: parked, from, before },
+        ...{ to: last, after: equalShares(last) },
+      }),
+    ],
+    [0.5, 0.5, 0, 1],
+  );
 });
 
 Deno.test("sharesNow() gives every expert's slots shares that add up to 1, in any moment", () => {
@@ -75,6 +87,7 @@ Deno.test("sharesNow() gives every expert's slots shares that add up to 1, in an
         const placement = Placement.mix(without, to, committed);
         const shares = sharesNow({
           placement,
+          from,
           before: equalShares(from),
           to,
           after: equalShares(to),

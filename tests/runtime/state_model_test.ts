@@ -141,7 +141,11 @@ for (const mode of ["async", "sync"] as const) {
           try {
             const first = new ServedLedger(SMALL);
             real.served.push(first);
-            await first.addTo(state, { name: "model 0" });
+            await first.addTo(state, {
+              name: "model 0",
+              // Every third job has room for one expert, and takes several moves.
+              ...(seed % 3 === 0 && { staging: { bytes: 512 } }),
+            });
             await fc.asyncModelRun(
               () => ({ model: { stopped: false, models: 1 }, real }),
               calls,

@@ -84,6 +84,49 @@ Deno.test("step() lets at most so many layers change between two forward passes"
   assertEquals(first?.committedLayers, 7);
 });
 
+for (
+  const [what, nodes, staging] of [
+    ["staging of one expert", 1, { bytes: 512 }],
+    ["two nodes", 2, undefined],
+    ["two nodes and staging of one expert", 2, { bytes: 512 }],
+  ] as const
+) {
+  Deno.test(`step() takes several moves one after the other, with ${what}`, async () => {
+    using served = new ServedLedger(SMALL);
+    const { state, events } = await serve({
+      policy: "deepseek",
+      topology: Topology.uniform({ ranks: 4, nodes }),
+      layersPerStep: 2,
+      stepInterval: 40,
+      windowSteps: 10,
+    });
+    await using _ = state;
+    await served.addTo(state, staging === undefined ? {} : { staging });
+    const random = new SeededRandom(3);
+    for (let step = 0; step < 200; step++) {
+      served.forward(random, Math.floor(step / 40));
+      served.check();
+      await breathe();
+      await state.step();
+      served.check();
+    }
+    await state.drain();
+    served.check();
+    const ended = ofType(events, "cycle-ended");
+    assert(ended.length >= 3);
+    for (const { outcome, committedLayers, layers } of ended) {
+      assertEquals(outcome, "committed");
+      assertEquals(committedLayers, layers);
+    }
+    if (staging !== undefined) {
+      // More commits than the layers of all cycles: layers have changed several times.
+      const commits = ofType(events, "layers-committed");
+      const total = commits.reduce((sum, { layers }) => sum + layers, 0);
+      assert(total > ended.length * SMALL.layers, `${total}`);
+    }
+  });
+}
+
 Deno.test("step() moves a chunk of layers per step, sync", async () => {
   using served = new ServedLedger({ ...SMALL, layers: 6 });
   const { state, events } = await serve({
