@@ -15,7 +15,7 @@ function requests(): fc.Arbitrary<{ name: PolicyName; request: PlanRequest }> {
   return fc.record({
     scenario: scenarios({
       layers: [1, 3],
-      ranks: [1, 4],
+      ranks: [2, 4],
       slotsPerRank: [2, 5],
     }),
     name: fc.constantFrom(...names),
