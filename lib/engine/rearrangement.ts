@@ -7,6 +7,7 @@
  */
 import type { WaitOptions } from "../cluster/wait.ts";
 import { DEFAULT_TIMEOUT } from "../cluster/wait.ts";
+import { movingLayers } from "../migration/plan.ts";
 import type { NativeEngine } from "../native/engine.ts";
 import type { Placement } from "../placement.ts";
 import { layersOf, type Move, placementAt } from "./move.ts";
@@ -64,6 +65,8 @@ export class Rearrangement {
   readonly #world: World;
   readonly #run: Run;
   readonly #hooks: EngineHooks;
+  /** 1 for each layer in which something moves, [layers]. */
+  readonly #moving: Uint8Array;
   #committed = 0;
   /** What was planned. */
   readonly move: Move;
@@ -93,6 +96,7 @@ export class Rearrangement {
     this.#run = parts.run;
     this.#hooks = hooks;
     this.move = parts.move;
+    this.#moving = movingLayers(parts.move.plan);
     this.finished = parts.run.finished.then((seconds) => {
       hooks.end("ready");
       return seconds;
@@ -124,12 +128,13 @@ export class Rearrangement {
    * @returns Layers committed then: those of one batch at least, if `ready` has them.
    */
   layersWithin(ready: number, limit: number): number {
-    const { program, plan } = this.move;
+    const { program } = this.move;
     let [layers, changed] = [this.#committed, 0];
     for (let batch = 0; batch < program.batchCount; batch++) {
       const end = layersOf(this.move, batch + 1);
       if (end <= this.#committed) continue;
-      changed += countChanged(plan, layersOf(this.move, batch), end);
+      const row = this.#moving.subarray(layersOf(this.move, batch), end);
+      changed += row.reduce((sum, flag) => sum + flag, 0);
       if (end > ready || (layers > this.#committed && changed > limit)) break;
       layers = end;
     }
@@ -177,18 +182,4 @@ export class Rearrangement {
     this.#hooks.place(placementAt(this.move, this.#committed));
     return this.#committed;
   }
-}
-
-/** Layers of `first … end - 1` in which something moves. */
-function countChanged(
-  { cases, slots }: Move["plan"],
-  first: number,
-  end: number,
-): number {
-  let changed = 0;
-  for (let layer = first; layer < end; layer++) {
-    const row = cases.subarray(layer * slots, (layer + 1) * slots);
-    if (row.some((kind) => kind > 1)) changed++;
-  }
-  return changed;
 }

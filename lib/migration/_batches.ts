@@ -5,7 +5,7 @@
  *
  * @module
  */
-import { MigrationCase, type MigrationPlan } from "./plan.ts";
+import { MigrationCase, type MigrationPlan, movingLayers } from "./plan.ts";
 
 /** 1 for each slot that needs no staging, [layers, slots]; undefined if all do. */
 export type DirectSlots = Uint8Array | undefined;
@@ -98,16 +98,4 @@ export function packLayers(
   return Int32Array.from(
     starts.flatMap((start, batch) => [start, starts[batch + 1] ?? layers]),
   );
-}
-
-/** 1 for each layer in which something moves, [layers]. */
-export function movingLayers(
-  { layers, slots, cases }: MigrationPlan,
-): Uint8Array {
-  const moving = new Uint8Array(layers);
-  for (let layer = 0; layer < layers; layer++) {
-    const row = cases.subarray(layer * slots, (layer + 1) * slots);
-    if (row.some((kind) => kind >= MigrationCase.sameRank)) moving[layer] = 1;
-  }
-  return moving;
 }

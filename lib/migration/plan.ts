@@ -336,3 +336,15 @@ export function countCases(cases: Uint8Array): MigrationCounts {
     crossNode: counts[MigrationCase.crossNode]!,
   });
 }
+
+/** 1 for each layer in which something moves, [layers]. */
+export function movingLayers(
+  { layers, slots, cases }: MigrationPlan,
+): Uint8Array {
+  const moving = new Uint8Array(layers);
+  for (let layer = 0; layer < layers; layer++) {
+    const row = cases.subarray(layer * slots, (layer + 1) * slots);
+    if (row.some((kind) => kind >= MigrationCase.sameRank)) moving[layer] = 1;
+  }
+  return moving;
+}

@@ -18,6 +18,7 @@ import type {
 } from "./events.ts";
 import type { Model } from "./model.ts";
 import type { Planned, Planner } from "./planner.ts";
+import { addCounts } from "./segments.ts";
 import {
   BackgroundTransfer,
   BlockingTransfer,
@@ -379,7 +380,7 @@ function addUp(all: readonly Uint8Array[], length: number): Float64Array {
         `Cannot add up load: a process sent ${counts.length} counts, not ${length}`,
       );
     }
-    for (let i = 0; i < length; i++) sum[i]! += counts[i]!;
+    addCounts(sum, counts);
   }
   return sum;
 }

@@ -14,7 +14,7 @@ import type { NativeLibrary } from "../native/library.ts";
 import { Placement } from "../placement.ts";
 import type { Topology } from "../topology.ts";
 import type { ModelOptions } from "./options.ts";
-import { LoadSegments } from "./segments.ts";
+import { addCounts, LoadSegments } from "./segments.ts";
 import { equalShares } from "./shares.ts";
 
 /** A model that is being balanced: {@linkcode EplbState.addModel} makes one. */
@@ -169,7 +169,7 @@ export class Model implements ServedModel {
       );
     }
     const sum = this.#recorded ??= new Float64Array(counts.length);
-    for (let i = 0; i < sum.length; i++) sum[i]! += counts[i]!;
+    addCounts(sum, counts);
   }
 
   /** Lets tokens go by a placement and shares from now on, in some layers. */
@@ -269,9 +269,7 @@ async function addUp(
   { layers, experts }: Placement,
 ): Promise<Float64Array> {
   const sum = recorded ?? new Float64Array(layers * experts);
-  for (const counts of await Promise.all(counted)) {
-    for (let i = 0; i < sum.length; i++) sum[i]! += counts[i]!;
-  }
+  for (const counts of await Promise.all(counted)) addCounts(sum, counts);
   return sum;
 }
 

@@ -59,9 +59,15 @@ export class LoadSegments {
   async sum(): Promise<Float64Array> {
     const total = new Float64Array(this.#size);
     const all = await Promise.all(this.#segments.map(({ counts }) => counts));
-    for (const counts of all) {
-      for (let i = 0; i < total.length; i++) total[i]! += counts[i]!;
-    }
+    for (const counts of all) addCounts(total, counts);
     return total;
   }
+}
+
+/** Adds counts to a sum of as many. */
+export function addCounts(
+  sum: Float64Array,
+  counts: ArrayLike<number>,
+): void {
+  for (let i = 0; i < sum.length; i++) sum[i]! += counts[i]!;
 }

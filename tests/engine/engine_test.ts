@@ -12,6 +12,7 @@ import { RearrangeError } from "../../lib/engine/errors.ts";
 import type { EngineOptions } from "../../lib/engine/options.ts";
 import { Topology } from "../../lib/topology.ts";
 import { ExpertLayout } from "../../lib/weights/layout.ts";
+import { columnsOf } from "../_columns.ts";
 import { library } from "../_native.ts";
 
 const layout = new ExpertLayout([{ name: "w", dtype: "U8", shape: [64] }]);
@@ -43,16 +44,6 @@ async function makeJob(
       return Promise.resolve();
     },
   };
-}
-
-/** What one rank's slots hold, [layers, slots]. */
-function slotsOf(placement: Placement, rank: number): Int32Array<ArrayBuffer> {
-  const { layers, slots, slotsPerRank, physicalToLogical } = placement;
-  const rows = Array.from({ length: layers }, (_, layer) => {
-    const first = layer * slots + rank * slotsPerRank;
-    return [...physicalToLogical.subarray(first, first + slotsPerRank)];
-  });
-  return Int32Array.from(rows.flat());
 }
 
 Deno.test("connect() refuses weights, placement and topology that do not fit", async () => {
@@ -102,7 +93,7 @@ Deno.test("connect() refuses ranks whose tensors differ", async () => {
 Deno.test("rearrange() goes in several steps where staging has room for one expert", async () => {
   await using job = await makeJob();
   for (const [rank, one] of job.weights.entries()) {
-    await one.fill(slotsOf(placement, rank));
+    await one.fill(columnsOf(placement, rank));
   }
   await using engine = await Engine.connect({
     ...job.options,
@@ -126,7 +117,7 @@ Deno.test("rearrange() goes in several steps where staging has room for one expe
   // Every byte is the one its expert was given at the start.
   await using fresh = await makeJob();
   for (const [rank, one] of fresh.weights.entries()) {
-    await one.fill(slotsOf(engine.placement, rank));
+    await one.fill(columnsOf(engine.placement, rank));
     assertEquals(await job.weights[rank]!.digest(), await one.digest());
   }
 });
@@ -138,7 +129,7 @@ Deno.test("rearrange() lets an expert enter a node once, and go on from there", 
   for (const relay of [true, false]) {
     await using job = await makeJob();
     for (const [rank, one] of job.weights.entries()) {
-      await one.fill(slotsOf(placement, rank));
+      await one.fill(columnsOf(placement, rank));
     }
     await using engine = await Engine.connect(job.options);
     const result = await engine.rearrange(to, { verify: true, relay });
@@ -210,13 +201,7 @@ Deno.test("rearrange() ends with the signal, and says what is committed", async 
   );
   const start = Placement.contiguous(sizes);
   for (const [rank, one] of weights.entries()) {
-    const rows = Array.from({ length: 60 }, (_, layer) => [
-      ...start.physicalToLogical.subarray(
-        layer * 12 + rank * 3,
-        layer * 12 + rank * 3 + 3,
-      ),
-    ]);
-    await one.fill(Int32Array.from(rows.flat()));
+    await one.fill(columnsOf(start, rank));
   }
   const engine = await Engine.connect({
     ...{ library, topology, weights },
@@ -257,13 +242,7 @@ Deno.test("rearrange() ends with the signal, and says what is committed", async 
     slots: 3,
   });
   for (const [rank, one] of weights.entries()) {
-    const rows = Array.from({ length: 60 }, (_, layer) => [
-      ...to.physicalToLogical.subarray(
-        layer * 12 + rank * 3,
-        layer * 12 + rank * 3 + 3,
-      ),
-    ]);
-    await fresh.fill(Int32Array.from(rows.flat()));
+    await fresh.fill(columnsOf(to, rank));
     assertEquals(await one.digest(), await fresh.digest());
     one.close();
   }

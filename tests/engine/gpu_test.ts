@@ -15,6 +15,7 @@ import { Engine } from "../../lib/engine/engine.ts";
 import { RearrangeError } from "../../lib/engine/errors.ts";
 import { Topology } from "../../lib/topology.ts";
 import { ExpertLayout } from "../../lib/weights/layout.ts";
+import { columnsOf } from "../_columns.ts";
 import { library } from "../_native.ts";
 import { startRanks } from "./_job.ts";
 import type { RankReport, RankTask } from "./_rank_process.ts";
@@ -60,17 +61,6 @@ function shapeOf({ ranks }: World): PlacementShape {
   return { layers: 6, ranks, slotsPerRank: 5, experts: 7 };
 }
 
-function columns(placement: Placement, rank: number): Int32Array<ArrayBuffer> {
-  const { layers, slots, slotsPerRank, physicalToLogical } = placement;
-  const own = new Int32Array(layers * slotsPerRank);
-  for (let layer = 0; layer < layers; layer++) {
-    const begin = layer * slots + rank * slotsPerRank;
-    const row = physicalToLogical.subarray(begin, begin + slotsPerRank);
-    own.set(row, layer * slotsPerRank);
-  }
-  return own;
-}
-
 /** Weights on every GPU, filled as the placement says. */
 async function fill(
   placement: Placement,
@@ -85,7 +75,7 @@ async function fill(
         slots: placement.slotsPerRank,
         device: device(rank),
       });
-      await weights.fill(columns(placement, rank), { seed: 5 });
+      await weights.fill(columnsOf(placement, rank), { seed: 5 });
       return weights;
     }),
   );
@@ -294,7 +284,7 @@ async function runAll(
   await using server = StoreServer.listen({ worldSize, token: "t" });
   const ranks = startRanks(server, task);
   if (victim !== undefined) {
-    await Promise.all(ranks.map(({ ready }) => ready));
+    await Promise.all(ranks.map(({ heard }) => heard));
     await new Promise((resolve) => setTimeout(resolve, victim.after));
     ranks[victim.rank]!.child.kill("SIGKILL");
   }

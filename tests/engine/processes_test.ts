@@ -90,7 +90,7 @@ Deno.test("kill -9 of a rank gives every survivor an error that names it, and lo
         const before = sharedMemory();
         await using server = StoreServer.listen({ worldSize: 4, token: "t" });
         const ranks = startRanks(server, large);
-        await Promise.all(ranks.map(({ ready }) => ready));
+        await Promise.all(ranks.map(({ heard }) => heard));
         await new Promise((resolve) => setTimeout(resolve, moment));
         ranks[victim]!.child.kill("SIGKILL");
         const killed = performance.now();

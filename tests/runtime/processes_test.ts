@@ -1,5 +1,6 @@
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { StoreServer } from "../../lib/cluster/store_server.ts";
+import { type RankProcess, startRankProcesses } from "../_rank_processes.ts";
 import { leftBehind, sharedMemory } from "../_shared_memory.ts";
 import type { ServeReport, ServeTask } from "./_rank_process.ts";
 
@@ -15,58 +16,20 @@ const TASK: ServeTask = {
   timeout: 30_000,
 };
 
-interface RankProcess {
-  readonly child: Deno.ChildProcess;
-  readonly announced: Promise<void>;
-  readonly report: Promise<ServeReport | undefined>;
-}
-
-function start(server: StoreServer, task: ServeTask): RankProcess[] {
-  const { worldSize, host, port, token } = server;
-  const script = new URL("./_rank_process.ts", import.meta.url).href;
-  return Array.from({ length: worldSize }, (_, rank) => {
-    const child = new Deno.Command(Deno.execPath(), {
-      args: ["run", "-A", script, JSON.stringify(task)],
-      env: {
-        EPLB_RANK: String(rank),
-        EPLB_WORLD_SIZE: String(worldSize),
-        EPLB_LOCAL_RANK: String(rank),
-        EPLB_STORE: `${host}:${port}`,
-        EPLB_TOKEN: token,
-      },
-      stdout: "piped",
-      stderr: "inherit",
-    }).spawn();
-    const { promise: announced, resolve } = Promise.withResolvers<void>();
-    return { child, announced, report: read(child, resolve) };
-  });
-}
-
-async function read(
-  child: Deno.ChildProcess,
-  onAnnounced: () => void,
-): Promise<ServeReport | undefined> {
-  let text = "";
-  for await (const part of child.stdout.pipeThrough(new TextDecoderStream())) {
-    text += part;
-    if (text.includes("announced\n")) onAnnounced();
-  }
-  await child.status;
-  onAnnounced();
-  const last = text.trim().split("\n").at(-1) ?? "";
-  return last.startsWith("{") ? JSON.parse(last) : undefined;
-}
-
 /** Runs ranks to their end; what happens to them meanwhile is `during`'s to do. */
 async function runRanks(
   ranks: number,
   task: ServeTask,
-  during: (ranks: readonly RankProcess[]) => Promise<void> = () =>
+  during: (ranks: readonly RankProcess<ServeReport>[]) => Promise<void> = () =>
     Promise.resolve(),
 ): Promise<ServeReport[]> {
   const before = sharedMemory();
   await using server = StoreServer.listen({ worldSize: ranks, token: "t" });
-  const processes = start(server, task);
+  const processes = startRankProcesses<ServeTask, ServeReport>(server, {
+    script: new URL("./_rank_process.ts", import.meta.url),
+    task: () => task,
+    line: "announced",
+  });
   await during(processes);
   const reports = await Promise.all(processes.map(({ report }) => report));
   assertEquals(await leftBehind(before), []);
@@ -169,8 +132,8 @@ async function loseRank(
     timeout: 15_000,
   };
   return await runRanks(4, task, async (ranks) => {
-    const { announced, child } = ranks[2]!;
-    await announced;
+    const { heard, child } = ranks[2]!;
+    await heard;
     await new Promise((resolve) => setTimeout(resolve, milliseconds));
     child.kill(signal);
     const others = ranks.filter((_, rank) => rank !== 2);
