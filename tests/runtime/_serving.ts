@@ -124,6 +124,27 @@ export function breathe(milliseconds = 1): Promise<void> {
   return new Promise((resolve) => setTimeout(resolve, milliseconds));
 }
 
+/** Forward passes and the ends of their steps; weights and maps agree at each. */
+export async function servePasses(
+  state: EplbState,
+  served: ServedLedger,
+  options: {
+    readonly random: SeededRandom;
+    readonly passes: number;
+    /** The expert that tokens favor in a step, from 0. */
+    readonly hot: (step: number) => number;
+  },
+): Promise<void> {
+  const { random, passes, hot } = options;
+  for (let step = 0; step < passes; step++) {
+    served.forward(random, hot(step));
+    served.check();
+    await breathe();
+    await state.step();
+    served.check();
+  }
+}
+
 /** Events of one kind. */
 export function ofType<T extends EplbEvent["type"]>(
   events: readonly EplbEvent[],

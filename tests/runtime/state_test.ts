@@ -11,7 +11,14 @@ import { SeededRandom } from "../../lib/random.ts";
 import { EplbState } from "../../lib/runtime/state.ts";
 import { Topology } from "../../lib/topology.ts";
 import { library } from "../_native.ts";
-import { breathe, ofType, serve, ServedLedger, SMALL } from "./_serving.ts";
+import {
+  breathe,
+  ofType,
+  serve,
+  ServedLedger,
+  servePasses,
+  SMALL,
+} from "./_serving.ts";
 
 for (const mode of ["async", "sync"] as const) {
   for (const policy of ["quota", "deepseek", "preserve", "swap"] as const) {
@@ -214,12 +221,11 @@ Deno.test("step() skips what is due while a cycle is in progress", async () => {
   await using _ = state;
   await served.addTo(state);
   const random = new SeededRandom(1);
-  for (let step = 0; step < 24; step++) {
-    served.forward(random, step);
-    await breathe();
-    await state.step();
-    served.check();
-  }
+  await servePasses(state, served, {
+    random,
+    passes: 24,
+    hot: (step) => step,
+  });
   await state.drain();
   served.check();
   assert(ofType(events, "cycle-skipped").length > 0);
@@ -406,11 +412,11 @@ Deno.test("what a listener throws does not reach the engine", async () => {
   await using _ = state;
   await served.addTo(state);
   const random = new SeededRandom(2);
-  for (let step = 0; step < 20; step++) {
-    served.forward(random, 1);
-    await breathe();
-    await state.step();
-  }
+  await servePasses(state, served, {
+    random,
+    passes: 20,
+    hot: () => 1,
+  });
   served.check();
 });
 
@@ -489,11 +495,11 @@ Deno.test("close() ends a move in progress, and the weights stay as the map says
   const { state } = await serve({ mode: "async", policy: "deepseek" });
   await served.addTo(state);
   const random = new SeededRandom(2);
-  for (let step = 0; step < 8; step++) {
-    served.forward(random, 1);
-    await breathe();
-    await state.step();
-  }
+  await servePasses(state, served, {
+    random,
+    passes: 8,
+    hot: () => 1,
+  });
   assert(state.busy);
   await state.close();
   served.check();
