@@ -201,7 +201,7 @@ typedef struct {
   uint32_t world;          // ranks of the whole job
   uint32_t locals;         // ranks of this process, 1 … world
   uint32_t transport;      // EPLB_TRANSPORT_*
-  uint32_t staging_cells;  // experts that one staging set holds, 1 … slots
+  uint32_t staging_cells;  // experts that one staging set holds, 1 … layers * slots
   uint32_t staging_sets;   // 1 to 4; with more than 1 the next batches move while one commits
   int32_t max_ctas;        // NCCL's thread blocks per communicator, 0: NCCL's own choice
   uint64_t small_bytes;    // tensors up to this size are packed instead of sent one by one

@@ -7,6 +7,9 @@
 
 namespace eplb {
 
+// A model stands still until a commit has landed, which takes some hundred microseconds.
+constexpr std::chrono::microseconds kLandEager{2000};
+
 // Between two looks at something: gives way for a while, then sleeps, so that short waits end at
 // once and long ones leave the processor to others.
 class Backoff {

@@ -113,9 +113,10 @@ void Engine::check_locals() const {
                   " differ in layers, slots or tensors"));
     }
   }
-  if (config_.staging_cells > static_cast<uint32_t>(first.slots)) {
+  const uint64_t experts = uint64_t{1} * first.layers * first.slots;
+  if (config_.staging_cells > experts) {
     refuse(text("Cannot create engine: staging_cells is ", config_.staging_cells, ", above the ",
-                first.slots, " slots of a rank"));
+                experts, " experts of a rank"));
   }
 }
 

@@ -75,7 +75,7 @@ class Executor::RankRun {
 
  private:
   void move() {
-    mover_->begin(*batches_);
+    mover_->begin(*batches_, held_);
     started = ended = Clock::now();
     held_ ? move_as_permitted() : move_at_once();
     flush();

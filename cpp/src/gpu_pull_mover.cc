@@ -16,8 +16,8 @@
 namespace eplb {
 namespace {
 
-// Blocks of the copy kernels that run beside pulls. 32 copy 1.4 TB/s inside an H200, more than a pull
-// brings in; with 64 the pulls of another process' memory fall from 366 to 295 GB/s.
+// Blocks of the copy kernels that run beside pulls. 32 copy 1.4 TB/s inside an H200, more than a
+// pull brings in; with 64 the pulls of another process' memory fall from 366 to 295 GB/s.
 constexpr uint32_t kLocalBlocks = 32;
 
 constexpr std::chrono::microseconds kEager{50};
@@ -86,7 +86,7 @@ class GpuPullMover : public Mover {
     }
   }
 
-  void begin(const std::vector<RankBatch>& batches) override {
+  void begin(const std::vector<RankBatch>& batches, bool held) override {
     ++epoch_;
     staged_ = announced_ = 0;
     bytes_in = bytes_out = 0;
@@ -97,7 +97,9 @@ class GpuPullMover : public Mover {
     task.sources = &peers_->ranks;
     task.staging = config_.staging;
     task.staging_address = gpu_->staging.address();
-    task.copy_engine_only = config_.copy_engine_only;
+    task.gather_by_engine = config_.copy_engine_only;
+    task.commit_by_engine = config_.copy_engine_only && !held;
+    commit_blocks_ = held ? all_blocks(ordinal()) : kLocalBlocks;
     schedule_ = make_pull_schedule(batches, task);
     gpu_->pieces.upload(schedule_.kernel_pieces);
   }
@@ -111,7 +113,7 @@ class GpuPullMover : public Mover {
     gpu_->gather.wait(set.committed);
     submit(plan.pull, gpu_->pull);
     set.pulled.record(gpu_->pull);
-    submit(plan.gather, gpu_->gather);
+    submit(plan.gather, gpu_->gather, kLocalBlocks);
     set.gathered.record(gpu_->gather);
     bytes_in += plan.bytes_in;
     bytes_out += plan.bytes_out;
@@ -145,18 +147,20 @@ class GpuPullMover : public Mover {
 
   void commit(size_t batch) override {
     use_device(ordinal());
-    for (const Copies& step : schedule_.batches[batch].commit) submit(step, gpu_->commit);
+    for (const Copies& step : schedule_.batches[batch].commit)
+      submit(step, gpu_->commit, commit_blocks_);
     events(batch).committed.record(gpu_->commit);
   }
 
   void land(size_t batch) override {
-    await_device([&] { return events(batch).committed.done(); });
+    await_device([&] { return events(batch).committed.done(); }, kLandEager);
   }
 
   // Pulls and gathers that a failure has left behind end, too, so that nothing reads peers' memory
   // after the run.
   void flush() override {
-    await_device([&] { return gpu_->commit.idle() && gpu_->gather.idle() && gpu_->pull.idle(); });
+    await_device([&] { return gpu_->commit.idle() && gpu_->gather.idle() && gpu_->pull.idle(); },
+                 kEager);
   }
 
   void finish() override {
@@ -194,8 +198,8 @@ class GpuPullMover : public Mover {
     gpu_->engine.submit(pieces + range.first, pieces + range.last, stream);
   }
 
-  void submit(const Copies& copies, const Stream& stream) {
-    launch_copy(gpu_->pieces.work(copies.kernel), stream, kLocalBlocks);
+  void submit(const Copies& copies, const Stream& stream, uint32_t blocks) {
+    launch_copy(gpu_->pieces.work(copies.kernel), stream, blocks);
     submit(copies.engine, stream);
   }
 
@@ -213,10 +217,10 @@ class GpuPullMover : public Mover {
 
   // Not subject to the cancellation: what was decided is carried out.
   template <class Condition>
-  void await_device(Condition is_done) const {
+  void await_device(Condition is_done, std::chrono::microseconds eager) const {
     use_device(ordinal());
     const auto deadline = std::chrono::steady_clock::now() + kFlushLimit;
-    for (Backoff backoff(kEager); !is_done(); backoff.pause()) {
+    for (Backoff backoff(eager); !is_done(); backoff.pause()) {
       if (std::chrono::steady_clock::now() < deadline) continue;
       throw Error(EPLB_CUDA_ERROR,
                   text("Cannot commit expert weights: CUDA device ", ordinal(),
@@ -230,7 +234,7 @@ class GpuPullMover : public Mover {
   const Cancellation& cancellation_;
   std::unique_ptr<Resources> gpu_;
   PullSchedule schedule_;
-  uint32_t epoch_ = 0;
+  uint32_t epoch_ = 0, commit_blocks_ = 0;
   size_t staged_ = 0, announced_ = 0;  // batches of this run
 };
 

@@ -169,6 +169,12 @@ uint32_t blocks_for(const WorkList<Item>& work, uint32_t most) {
 
 }  // namespace
 
+uint32_t all_blocks(int32_t ordinal) {
+  int count = 0;
+  EPLB_CUDA(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, ordinal));
+  return static_cast<uint32_t>(count);
+}
+
 void launch_copy(const WorkList<Piece>& work, cudaStream_t stream, uint32_t blocks) {
   if (work.begin == work.end) return;
   copy_kernel<<<blocks_for(work, blocks), kCopyThreads, 0, stream>>>(work);

@@ -24,6 +24,8 @@ constexpr uint64_t kChunkBytes = 32 * 1024;
 // 512 threads x 8 loads x 16 bytes = 4 MiB in flight, more than latency x bandwidth of its memory
 // (about 3 MiB). A parameter of launch_copy(), so that it can be measured.
 constexpr uint32_t kCopyBlocks = 64;
+// For copies that have the device to themselves: a block for each of its multiprocessors.
+uint32_t all_blocks(int32_t ordinal);
 
 // A list in device memory: item i is chunks first_chunk[i] … first_chunk[i + 1] - 1. The numbers
 // may start anywhere (`begin`), so that many lists can share one running sum and one upload.

@@ -94,8 +94,9 @@ class Cancellation {
 class Mover {
  public:
   virtual ~Mover() = default;
-  // The program of one run. Uploads what the device needs; moves nothing.
-  virtual void begin(const std::vector<RankBatch>& batches) = 0;
+  // The program of one run. Uploads what the device needs; moves nothing. In a held run a commit has
+  // the device to itself, as the model stands still for it, and should be over soon.
+  virtual void begin(const std::vector<RankBatch>& batches, bool held) = 0;
   // Starts gathering the batch into staging set `batch % sets`. May return before the bytes are
   // there.
   virtual void stage(size_t batch) = 0;

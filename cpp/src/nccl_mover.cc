@@ -116,8 +116,9 @@ void NcclMover::exchange_with_all(uint64_t bytes, const char* what) {
   }
 }
 
-void NcclMover::begin(const std::vector<RankBatch>& batches) {
+void NcclMover::begin(const std::vector<RankBatch>& batches, bool held) {
   ++run_;
+  commit_blocks_ = held ? all_blocks(config_.device->ordinal()) : kCopyBlocks;
   bytes_in = bytes_out = 0;
   guarded([&] {
     use_device(config_.device->ordinal());
@@ -242,24 +243,24 @@ bool NcclMover::resolve(size_t batch) {
 
 void NcclMover::commit(size_t batch) {
   use_device(config_.device->ordinal());
-  launch_copy(work(schedule_.batches[batch].commit), gpu_->commit);
+  launch_copy(work(schedule_.batches[batch].commit), gpu_->commit, commit_blocks_);
   events(batch).committed.record(gpu_->commit);
 }
 
 void NcclMover::land(size_t batch) {
-  await_commits([&] { return events(batch).committed.done(); });
+  await_commits([&] { return events(batch).committed.done(); }, kLandEager);
 }
 
 void NcclMover::flush() {
-  await_commits([&] { return gpu_->commit.idle(); });
+  await_commits([&] { return gpu_->commit.idle(); }, kEager);
 }
 
 // Not subject to the cancellation: what was decided is carried out.
 template <class Condition>
-void NcclMover::await_commits(Condition is_done) const {
+void NcclMover::await_commits(Condition is_done, std::chrono::microseconds eager) const {
   use_device(config_.device->ordinal());
   const auto deadline = std::chrono::steady_clock::now() + kFlushLimit;
-  for (Backoff backoff(kEager); !is_done(); backoff.pause()) {
+  for (Backoff backoff(eager); !is_done(); backoff.pause()) {
     if (std::chrono::steady_clock::now() < deadline) continue;
     throw Error(EPLB_CUDA_ERROR,
                 text("Cannot commit expert weights: CUDA device ", config_.device->ordinal(),

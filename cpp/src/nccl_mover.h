@@ -51,7 +51,7 @@ class NcclMover : public Mover {
   // taking memory that may be gone by then. Once, before the first run, on every rank.
   void warm_up();
 
-  void begin(const std::vector<RankBatch>& batches) override;
+  void begin(const std::vector<RankBatch>& batches, bool held) override;
   void stage(size_t batch) override;
   void arrive(size_t batch) override;
   void wait(size_t batch) override;
@@ -83,7 +83,7 @@ class NcclMover : public Mover {
   bool reached(size_t fence, const char* what);
   void await_fence(size_t fence, const char* what);
   template <class Condition>
-  void await_commits(Condition is_done) const;
+  void await_commits(Condition is_done, std::chrono::microseconds eager) const;
   void exchange_with_all(uint64_t bytes, const char* what);
   void grow(uint64_t* capacity, Allocation* memory, uint64_t bytes);
   void upload();
@@ -98,6 +98,7 @@ class NcclMover : public Mover {
   Schedule schedule_;
   std::vector<uint64_t> first_chunk_;  // of schedule_.pieces
   uint32_t run_ = 0;
+  uint32_t commit_blocks_ = 0;
 };
 
 }  // namespace eplb

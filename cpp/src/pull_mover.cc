@@ -40,7 +40,7 @@ class PullMover : public Mover {
     staging_ = Allocation(config.device, staging_bytes);
   }
 
-  void begin(const std::vector<RankBatch>& batches) override {
+  void begin(const std::vector<RankBatch>& batches, bool) override {
     ++epoch_;
     batches_ = &batches;
     bytes_in = bytes_out = 0;

@@ -191,7 +191,9 @@ class BatchBuilder {
         before != nullptr && before->layer == operation.layer && before->direct == operation.direct;
     add({target, source.weights.at(operation.layer, tensor, operation.peer_slot),
          own_.tensor_bytes[tensor]},
-        follows, is_small(tensor) || source.same_gpu ? local_list(tensor, local) : pull);
+        follows,
+        is_small(tensor) || source.same_gpu ? local_list(tensor, task_.gather_by_engine, local)
+                                            : pull);
   }
 
   void commit(int32_t tensor, const std::vector<Write>& step, Lists* lists) const {
@@ -202,7 +204,7 @@ class BatchBuilder {
                                   ? in_cell(tensor, static_cast<size_t>(write.cell))
                                   : own_.at(write.layer, tensor, write.source);
       add({own_.at(write.layer, tensor, write.slot), source, own_.tensor_bytes[tensor]}, follows,
-          local_list(tensor, lists));
+          local_list(tensor, task_.commit_by_engine, lists));
       before = &write;
     }
   }
@@ -211,8 +213,8 @@ class BatchBuilder {
     return own_.tensor_bytes[tensor] <= task_.staging.small_bytes;
   }
 
-  std::vector<Piece>* local_list(int32_t tensor, Lists* lists) const {
-    return task_.copy_engine_only && !is_small(tensor) ? &lists->engine : &lists->kernel;
+  std::vector<Piece>* local_list(int32_t tensor, bool by_engine, Lists* lists) const {
+    return by_engine && !is_small(tensor) ? &lists->engine : &lists->kernel;
   }
 
   uint64_t in_cell(int32_t tensor, size_t cell) const {

@@ -43,7 +43,8 @@ struct PullTask {
   const std::vector<PullSource>* sources = nullptr;  // [world], this rank's own included
   StagingPlan staging;
   uint64_t staging_address = 0;  // [sets][tensors][cells]
-  bool copy_engine_only = false;
+  // Who copies large tensors inside the GPU: its copy engines, or else the copy kernel.
+  bool gather_by_engine = false, commit_by_engine = false;
 };
 
 struct Copies {

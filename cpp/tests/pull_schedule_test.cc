@@ -74,7 +74,7 @@ struct World {
     task.sources = &sources;
     task.staging = plan.staging;
     task.staging_address = address_of(staging[rank]);
-    task.copy_engine_only = plan.copy_engine_only;
+    task.gather_by_engine = task.commit_by_engine = plan.copy_engine_only;
     schedules.push_back(
         make_pull_schedule(parse_program(words.data(), words.size(), limits)[0], task));
   }

@@ -34,7 +34,7 @@ class NotingMover : public Mover {
   };
   explicit NotingMover(Notes& notes) : notes_(notes) {}
 
-  void begin(const std::vector<RankBatch>&) override { note("b"); }
+  void begin(const std::vector<RankBatch>&, bool) override { note("b"); }
   void stage(size_t batch) override {
     note("s", batch);
     staged_ = batch + 1;

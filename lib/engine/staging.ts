@@ -6,7 +6,8 @@ import type { ExpertWeights } from "../native/weights.ts";
 export interface StagingOptions {
   /**
    * Bytes of staging memory per rank; at least one expert's. If a layer brings more experts into a
-   * rank than there is room for, the layer is rearranged in several steps.
+   * rank than there is room for, the layer is rearranged in several steps; if there is room for
+   * several layers, they move together, which is faster where experts are small.
    *
    * @default {sets × slots × one expert's bytes}
    */
@@ -31,7 +32,7 @@ const ALIGNMENT = 256;
 
 /** Turns a bound in bytes into sets of cells. */
 export function stagingFor(
-  weights: Pick<ExpertWeights, "slots" | "tensorBytes">,
+  weights: Pick<ExpertWeights, "layers" | "slots" | "tensorBytes">,
   options: StagingOptions = {},
 ): Staging {
   const { bytes } = options;
@@ -50,5 +51,5 @@ export function stagingFor(
         `${sets} set(s) of one expert need ${sets * cellBytes}`,
     );
   }
-  return { sets, cells: Math.min(cells, weights.slots) };
+  return { sets, cells: Math.min(cells, weights.layers * weights.slots) };
 }

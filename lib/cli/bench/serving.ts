@@ -38,7 +38,9 @@ export interface Beside {
 
 /** What one rearrangement moved. */
 export interface Moved {
-  /** The longest `step()`, in seconds: for sync, that which decides and moves all layers. */
+  /** A `step()`, in seconds, on average. */
+  readonly meanPauseSeconds: number;
+  /** The longest: for sync, that which decides and moves all layers. */
   readonly pauseSeconds: number;
   /** Slots that got another expert ÷ all slots. */
   readonly moved: number;
@@ -247,8 +249,10 @@ export function heldAgainst(
 function movedIn(
   { steps, moved, busiestBytes, moveSeconds }: Reshuffle,
 ): Moved {
+  const pauses = steps.map(({ pause }) => pause);
   return {
-    pauseSeconds: Math.max(...steps.map(({ pause }) => pause)),
+    meanPauseSeconds: pauses.reduce((a, b) => a + b, 0) / pauses.length,
+    pauseSeconds: Math.max(...pauses),
     moved,
     busiestBytes,
     moveSeconds,

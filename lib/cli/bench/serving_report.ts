@@ -13,7 +13,7 @@ import type { Moved, Serving, ServingCase } from "./serving.ts";
 export function servingText(serving: Serving, color: boolean): string {
   const runs = serving.cases[0]!.async.runs.length;
   return [
-    "A step loop while every layer is rearranged by the policy deepseek, all ranks in one process;\n" +
+    "A step loop while every layer is rearranged by the policy preserve, all ranks in one process;\n" +
     `medians of ${runs} rearrangements, in brackets the worst of them. ${
       forwardText(serving)
     }`,
@@ -45,7 +45,7 @@ function servingTable({ cases }: Serving, color: boolean): string {
       { header: "steps", align: "right" },
       { header: "speed kept", align: "right" },
       { header: "longest step", align: "right" },
-      { header: "longest pause", align: "right" },
+      { header: "pause (longest)", align: "right" },
       { header: "slots moved", align: "right" },
       { header: "into busiest rank", align: "right" },
       { header: "time", align: "right" },
@@ -87,7 +87,7 @@ function syncRow(
 function movedCells(median: Moved, runs: readonly Moved[]): string[] {
   const pause = Math.max(...runs.map(({ pauseSeconds }) => pauseSeconds));
   return [
-    `${formatSeconds(median.pauseSeconds)} (${formatSeconds(pause)})`,
+    `${formatSeconds(median.meanPauseSeconds)} (${formatSeconds(pause)})`,
     percent(median.moved),
     formatBytes(median.busiestBytes),
     formatSeconds(median.moveSeconds),

@@ -60,7 +60,7 @@ export class StepLoop implements AsyncDisposable {
     this.#ended = parts.ended;
   }
 
-  /** All ranks in this process, with the policy that moves nearly everything. */
+  /** All ranks in this process, with a policy that decides anew which rank gets which expert. */
   static async start(job: Job, options: {
     readonly mode: "async" | "sync";
     readonly weights: readonly ExpertWeights[];
@@ -74,7 +74,7 @@ export class StepLoop implements AsyncDisposable {
       library: job.library,
       topology: job.topology,
       mode,
-      policy: "deepseek",
+      policy: "preserve",
       gate: false,
       ...(mode === "async" ? { layersPerStep: 1 } : {}),
       stepInterval: NO_INTERVAL,
