@@ -171,6 +171,7 @@ RankBlob RankBlob::decode(const char* bytes, uint64_t length, int32_t rank) {
   terminate(head.host.boot_id);
   terminate(head.weights.name);
   terminate(head.control.name);
+  terminate(head.board.name);
   if (head.rank != rank) mismatch(rank, text("its blob is that of rank ", head.rank));
   if (head.layers < 1 || head.slots < 1 || head.tensors < 1) mismatch(rank, "its blob is damaged");
   blob.allocations = reader.take_table<GpuAllocation>(head.allocations);
@@ -196,6 +197,7 @@ void check_compatible(const RankBlob& own, const RankBlob& peer) {
   require_equal(own, peer, "number of layers", a.layers, b.layers);
   require_equal(own, peer, "number of slots", a.slots, b.slots);
   require_equal(own, peer, "number of tensors", a.tensors, b.tensors);
+  require_equal(own, peer, "number of staging cells", a.staging_cells, b.staging_cells);
   require_equal(own, peer, "number of staging sets", a.staging_sets, b.staging_sets);
   require_equal(own, peer, "limit of small tensors", a.small_bytes, b.small_bytes);
   for (size_t tensor = 0; tensor < own.tensor_bytes.size(); ++tensor) {

@@ -34,15 +34,18 @@ struct RankBlob {
     int32_t rank, world, transport;
     int32_t layers, slots, tensors;
     int32_t ordinal;  // the device of the weights, -1: host
-    uint32_t staging_sets;
+    uint32_t staging_cells, staging_sets;
     uint64_t small_bytes;
-    uint32_t allocations;  // of GPU memory, if other ranks pull from there
-    char gpu[32];          // its PCI bus id
+    uint32_t allocations;     // of GPU memory, if other ranks pull from there
+    char gpu[32];             // its PCI bus id
+    GpuAllocation staging;    // of a GPU that pulls: the allocation of its staging memory,
+    uint64_t staging_offset;  // and where in that it begins
     HostIdentity host;
     ProcessIdentity process;
     SegmentReference weights;  // without a name: other processes cannot map them
-    SegmentReference control;  // rank 0's, when a pull engine has ranks in other processes
-    NcclIdBlob nccl_id;        // rank 0's, for NCCL
+    // Rank 0's, when a pull engine has ranks in other processes; the board for GPUs only.
+    SegmentReference control, board;
+    NcclIdBlob nccl_id;  // rank 0's, for NCCL
   } fixed = {};
   std::vector<uint64_t> tensor_bytes;  // [tensors]
   std::vector<GpuAllocation> allocations;

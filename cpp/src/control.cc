@@ -166,7 +166,8 @@ void Control::arrive(uint32_t epoch, uint32_t fence, int32_t rank) {
   if (decision_in(now, epoch) == kAbort) throw peer_failure(epoch, fence);
 }
 
-void Control::wait(uint32_t epoch, uint32_t fence, int32_t rank, const Cancellation& cancellation) {
+void Control::wait(uint32_t epoch, uint32_t fence, int32_t rank, const Cancellation& cancellation,
+                   const std::function<bool()>& meanwhile) {
   Word& word = fence_word(fence);
   for (;;) {
     const uint64_t seen = word.load(std::memory_order_acquire);
@@ -179,7 +180,11 @@ void Control::wait(uint32_t epoch, uint32_t fence, int32_t rank, const Cancellat
       if (resolve(epoch, fence, rank, cause)) return;  // the last rank came first
       throw cause;
     }
-    sleep_on(word, seen, cancellation.deadline());
+    if (meanwhile && meanwhile()) {
+      ::sched_yield();
+    } else {
+      sleep_on(word, seen, cancellation.deadline());
+    }
   }
 }
 

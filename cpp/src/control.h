@@ -18,6 +18,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -44,8 +45,10 @@ class Control {
   // `rank` has staged batch `fence` of the run. Throws when a peer gave up.
   void arrive(uint32_t epoch, uint32_t fence, int32_t rank);
   // Returns once the fence is committed. Throws, and then it is aborted, when a peer gave up, the
-  // deadline passes or `cancellation` is cancelled.
-  void wait(uint32_t epoch, uint32_t fence, int32_t rank, const Cancellation& cancellation);
+  // deadline passes or `cancellation` is cancelled. Calls `meanwhile` from time to time: at once
+  // again, if it says so.
+  void wait(uint32_t epoch, uint32_t fence, int32_t rank, const Cancellation& cancellation,
+            const std::function<bool()>& meanwhile = {});
   // wait() without waiting: whether the fence is committed. Throws when a peer gave up.
   bool passed(uint32_t epoch, uint32_t fence) const;
   // Decides now: true when committed. Else `cause` is what peers are told, if they were not yet.

@@ -90,6 +90,7 @@ Engine::Engine(const eplb_engine_config& config, std::vector<Local> locals)
   check_memory();
   if (config_.transport == EPLB_TRANSPORT_NCCL) nccl_open(nullptr, nullptr);
   blobs_.resize(locals_.size());
+  staging_.resize(locals_.size());
   crew_ = std::make_unique<Crew>(locals_.size());
   for (const Local& local : locals_) ++local.weights->users;
 }
@@ -113,10 +114,9 @@ void Engine::check_locals() const {
                   " differ in layers, slots or tensors"));
     }
   }
-  const uint64_t experts = uint64_t{1} * first.layers * first.slots;
-  if (config_.staging_cells > experts) {
+  if (config_.staging_cells > experts()) {
     refuse(text("Cannot create engine: staging_cells is ", config_.staging_cells, ", above the ",
-                experts, " experts of a rank"));
+                experts(), " experts of a rank"));
   }
 }
 
@@ -169,12 +169,14 @@ RankBlob Engine::make_blob(uint32_t index) {
   blob.fixed.slots = view.slots;
   blob.fixed.tensors = view.tensors;
   blob.fixed.ordinal = local.weights->device()->ordinal();
+  blob.fixed.staging_cells = config_.staging_cells;
   blob.fixed.staging_sets = config_.staging_sets;
   blob.fixed.small_bytes = config_.small_bytes;
   blob.fixed.host = this_host();
   blob.fixed.process = this_process();
   blob.tensor_bytes = view.tensor_bytes;
   offer_weights(*local.weights, &blob);
+  if (pulls_on_gpus()) offer_staging(index, &blob);
   if (local.rank != 0) return blob;
   if (config_.transport == EPLB_TRANSPORT_NCCL) {
     blob.fixed.nccl_id = nccl_make_id();
@@ -182,6 +184,11 @@ RankBlob Engine::make_blob(uint32_t index) {
     control_ = Control::create_shared(config_.world, fences());
     blob.fixed.control = control_->reference();
     segments_.push_back(blob.fixed.control);
+    if (pulls_on_gpus()) {
+      board_ = StagingBoard::create_shared(config_.world, experts());
+      blob.fixed.board = board_->reference();
+      segments_.push_back(blob.fixed.board);
+    }
   }
   return blob;
 }
@@ -194,7 +201,7 @@ void Engine::offer_weights(const Weights& weights, RankBlob* blob) {
     blob->fixed.weights = segment->reference();
     segments_.push_back(blob->fixed.weights);
     memory.push_back({reinterpret_cast<uint64_t>(segment->data()), segment->bytes()});
-  } else if (on_gpus() && config_.transport == EPLB_TRANSPORT_PULL) {
+  } else if (pulls_on_gpus()) {
     const std::string gpu = pci_bus_id(weights.device()->ordinal());
     gpu.copy(blob->fixed.gpu, sizeof(blob->fixed.gpu) - 1);
     if (has_remote_ranks()) {
@@ -203,6 +210,18 @@ void Engine::offer_weights(const Weights& weights, RankBlob* blob) {
     for (const GpuAllocation& one : blob->allocations) memory.push_back({one.address, one.bytes});
   }
   if (!memory.empty()) blob->offer(view, memory);
+}
+
+// Peers write into it, so it is there before they are told of it.
+void Engine::offer_staging(uint32_t index, RankBlob* blob) {
+  const std::shared_ptr<Device> device = locals_[index].weights->device();
+  const uint64_t cell = CellLayout(blob->tensor_bytes).bytes;
+  staging_[index] = Allocation(device, cell * config_.staging_cells * config_.staging_sets);
+  const uint64_t address = staging_[index].address();
+  blob->fixed.staging.address = address;
+  if (!has_remote_ranks()) return;
+  blob->fixed.staging = export_gpu_allocation(address, device->ordinal());
+  blob->fixed.staging_offset = address - blob->fixed.staging.address;
 }
 
 void Engine::connect(const char* blobs, const uint64_t* lengths, uint64_t timeout_ms) {
@@ -228,6 +247,7 @@ std::vector<RankBlob> Engine::decode_blobs(const char* bytes, const uint64_t* le
       blobs[rank] = RankBlob::decode(bytes, lengths[rank], static_cast<int32_t>(rank));
       segments_.push_back(blobs[rank].fixed.weights);
       segments_.push_back(blobs[rank].fixed.control);
+      segments_.push_back(blobs[rank].fixed.board);
       check_own(blobs[rank], bytes, lengths[rank]);
     } catch (const Error& found) {
       if (!error) error = found;
@@ -271,9 +291,10 @@ std::vector<Executor::Member> Engine::make_pull_movers(const std::vector<RankBlo
   }
   if (on_gpus()) {
     join_control(blobs[0]);
+    join_board(blobs[0]);
     return make_movers([&](const MoverConfig& config) {
       return make_gpu_pull_mover(config, map_gpu_peers(blobs, local_views(), config.rank), control_,
-                                 cancellation_);
+                                 board_, cancellation_);
     });
   }
   const auto views = map_peers(blobs);
@@ -308,6 +329,13 @@ void Engine::join_control(const RankBlob& first) {
                                 : Control::create_local(config_.world, fences());
 }
 
+void Engine::join_board(const RankBlob& first) {
+  if (board_) return;  // made for rank 0's blob
+  board_ = has_remote_ranks()
+               ? StagingBoard::open_shared(first.fixed.board, config_.world, experts())
+               : StagingBoard::create_local(config_.world, experts());
+}
+
 std::vector<Executor::Member> Engine::make_movers(
     const std::function<std::unique_ptr<Mover>(const MoverConfig&)>& make) {
   std::vector<Executor::Member> members(locals_.size());
@@ -315,7 +343,7 @@ std::vector<Executor::Member> Engine::make_movers(
   crew_->run([&](size_t i) {
     members[i].rank = locals_[i].rank;
     try {
-      members[i].mover = make(mover_config(locals_[i]));
+      members[i].mover = make(mover_config(i));
     } catch (...) {
       errors[i] = current_error();
       cancellation_.cancel(errors[i]->status, errors[i]->rank, errors[i]->what());
@@ -326,16 +354,23 @@ std::vector<Executor::Member> Engine::make_movers(
   throw cancellation_.cause();
 }
 
-MoverConfig Engine::mover_config(const Local& local) const {
+MoverConfig Engine::mover_config(size_t index) const {
+  const Local& local = locals_[index];
   MoverConfig config;
   config.rank = local.rank;
   config.world = static_cast<int32_t>(config_.world);
   config.device = local.weights->device();
   config.weights = local.weights->view();
   config.staging = {config_.staging_cells, config_.staging_sets, config_.small_bytes};
+  config.staging_address = staging_[index].address();
   config.max_ctas = config_.max_ctas;
   config.copy_engine_only = config_.copy_engine_only != 0;
   return config;
+}
+
+uint64_t Engine::experts() const {
+  const WeightsView& view = locals_[0].weights->view();
+  return uint64_t{1} * view.layers * view.slots;
 }
 
 uint32_t Engine::fences() const {
@@ -403,7 +438,9 @@ void Engine::close() {
   executor_.reset();
   crew_.reset();
   mappings_.clear();
+  staging_.clear();
   control_.reset();
+  board_.reset();
   remove_names();
   // Weights count their users last: whoever sees none may free them.
   for (const Local& local : locals_) --local.weights->users;

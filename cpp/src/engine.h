@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "allocation.h"
 #include "blob.h"
 #include "control.h"
 #include "crew.h"
@@ -18,6 +19,7 @@
 #include "handles.h"
 #include "mover.h"
 #include "progress.h"
+#include "staging_board.h"
 #include "weights.h"
 
 namespace eplb {
@@ -64,6 +66,7 @@ class Engine : public HandleObject {
   bool on_gpus() const { return locals_[0].weights->device()->ordinal() >= 0; }
   RankBlob make_blob(uint32_t index);
   void offer_weights(const Weights& weights, RankBlob* blob);
+  void offer_staging(uint32_t index, RankBlob* blob);
   std::vector<RankBlob> decode_blobs(const char* bytes, const uint64_t* lengths);
   void check_own(const RankBlob& blob, const char* bytes, uint64_t length) const;
   void join(const std::vector<RankBlob>& blobs);
@@ -71,10 +74,13 @@ class Engine : public HandleObject {
   std::vector<WeightsView> local_views() const;
   std::shared_ptr<const std::vector<WeightsView>> map_peers(const std::vector<RankBlob>& blobs);
   void join_control(const RankBlob& first);
+  void join_board(const RankBlob& first);
   std::vector<Executor::Member> make_movers(
       const std::function<std::unique_ptr<Mover>(const MoverConfig&)>& make);
-  MoverConfig mover_config(const Local& local) const;
+  MoverConfig mover_config(size_t index) const;
+  bool pulls_on_gpus() const { return on_gpus() && config_.transport == EPLB_TRANSPORT_PULL; }
   bool has_remote_ranks() const { return locals_.size() < config_.world; }
+  uint64_t experts() const;  // layers * slots
   uint32_t fences() const;
   void remove_names() noexcept;
   void require_whole(const char* verb) const;
@@ -91,7 +97,9 @@ class Engine : public HandleObject {
   std::vector<std::vector<char>> blobs_;    // of local ranks, once exported
   std::vector<SegmentReference> segments_;  // whose names are to be removed
   std::vector<SharedMemory> mappings_;      // of other processes' weights
+  std::vector<Allocation> staging_;         // [locals], of GPUs that pull
   std::shared_ptr<Control> control_;        // made here, when rank 0 is local
+  std::shared_ptr<StagingBoard> board_;     // the same; for GPUs that pull
   std::unique_ptr<Executor> executor_;      // once connected
 };
 

@@ -104,7 +104,7 @@ class Executor::RankRun {
         count_agreed();
       } else if (counts_.committed < counts_.agreed && progress_.permits(counts_.committed)) {
         commit_next();
-      } else if (staged_ < batches_->size() && has_free_set()) {
+      } else if (may_stage()) {
         stage_next();
       } else if (counts_.committed == counts_.agreed) {
         agree_next();  // there is nothing that a permission could be for
@@ -114,9 +114,16 @@ class Executor::RankRun {
     }
   }
 
+  // Other ranks may need a set that this one has done with: a reason to wait, unless there is
+  // nothing else to do.
+  bool may_stage() {
+    if (staged_ == batches_->size() || !has_free_set()) return false;
+    return counts_.committed == staged_ || mover_->has_room(staged_);
+  }
+
   void await_permission() {
-    progress_.await_permission(counts_.committed, cancellation_,
-                               counts_.agreed < staged_ ? kLookSoon : kLookLate);
+    const bool soon = counts_.agreed < staged_ || (staged_ < batches_->size() && has_free_set());
+    progress_.await_permission(counts_.committed, cancellation_, soon ? kLookSoon : kLookLate);
     cancellation_.check(text("commit batch ", counts_.committed, " without permission").c_str());
   }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// GPU memory that other ranks pull from: see gpu_peers.h.
+// GPU memory of other ranks: see gpu_peers.h.
 #include "gpu_peers.h"
 
 #include <algorithm>
@@ -115,19 +115,24 @@ class IpcMapping {
   uint64_t address_ = 0;
 };
 
+// Where an allocation of another process' rank is in the address space of this rank's GPU.
+uint64_t map_allocation(const RankBlob& own, const RankBlob& peer, const GpuAllocation& allocation,
+                        GpuPeers* peers) {
+  try {
+    const auto mapping = std::make_shared<const IpcMapping>(own.fixed.ordinal, allocation);
+    peers->mappings.push_back(mapping);
+    return mapping->address();
+  } catch (const Error& error) {
+    refuse(own, peer,
+           text(gpu_of(own), " cannot map memory of ", gpu_of(peer), ": ", error.what(),
+                "; use nccl"));
+  }
+}
+
 WeightsView map_weights(const RankBlob& own, const RankBlob& peer, GpuPeers* peers) {
   std::vector<uint64_t> addresses;
-  for (const GpuAllocation& allocation : peer.allocations) {
-    try {
-      const auto mapping = std::make_shared<const IpcMapping>(own.fixed.ordinal, allocation);
-      addresses.push_back(mapping->address());
-      peers->mappings.push_back(mapping);
-    } catch (const Error& error) {
-      refuse(own, peer,
-             text(gpu_of(own), " cannot map memory of ", gpu_of(peer), ": ", error.what(),
-                  "; use nccl"));
-    }
-  }
+  for (const GpuAllocation& one : peer.allocations)
+    addresses.push_back(map_allocation(own, peer, one, peers));
   return peer.located(addresses);
 }
 
@@ -140,26 +145,31 @@ int32_t ordinal_of(const char* gpu) {
 }
 
 // `local` is empty for ranks of other engines.
-PullSource reach(const RankBlob& own, const RankBlob& peer, const WeightsView& local,
-                 GpuPeers* peers) {
+PullPeer reach(const RankBlob& own, const RankBlob& peer, const WeightsView& local,
+               GpuPeers* peers) {
   const bool same_process = peer.fixed.process == own.fixed.process;
-  PullSource source;
-  source.same_gpu = std::strcmp(own.fixed.gpu, peer.fixed.gpu) == 0;
+  PullPeer reached;
+  reached.same_gpu = std::strcmp(own.fixed.gpu, peer.fixed.gpu) == 0;
   const int32_t ordinal = same_process ? peer.fixed.ordinal : ordinal_of(peer.fixed.gpu);
-  if (!source.same_gpu && ordinal >= 0) enable_peer_access(own, peer, ordinal);
+  if (!reached.same_gpu && ordinal >= 0) enable_peer_access(own, peer, ordinal);
+  const GpuAllocation& staging = peer.fixed.staging;
+  if (staging.address != 0) {
+    reached.staging = peer.fixed.staging_offset +
+                      (same_process ? staging.address : map_allocation(own, peer, staging, peers));
+  }
   if (!same_process) {
-    source.weights = map_weights(own, peer, peers);
-    return source;
+    reached.weights = map_weights(own, peer, peers);
+    return reached;
   }
   if (!local.address.empty()) {
-    source.weights = local;
+    reached.weights = local;
   } else {
     std::vector<uint64_t> addresses;
     for (const GpuAllocation& one : peer.allocations) addresses.push_back(one.address);
-    source.weights = peer.located(addresses);
+    reached.weights = peer.located(addresses);
   }
-  if (!source.same_gpu) require_readable(own, peer, source.weights);
-  return source;
+  if (!reached.same_gpu) require_readable(own, peer, reached.weights);
+  return reached;
 }
 
 }  // namespace
@@ -168,6 +178,18 @@ std::string pci_bus_id(int32_t ordinal) {
   char name[sizeof(RankBlob::Fixed::gpu)] = "";
   EPLB_CUDA(cudaDeviceGetPCIBusId(name, sizeof(name), ordinal));
   return name;
+}
+
+GpuAllocation export_gpu_allocation(uint64_t address, int32_t ordinal) {
+  use_device(ordinal);  // the driver knows the allocations of one device at a time
+  const Span span = mapping_of(address);
+  GpuAllocation allocation = {};
+  allocation.address = span.address;
+  allocation.bytes = span.bytes;
+  cudaIpcMemHandle_t handle;
+  EPLB_CUDA(cudaIpcGetMemHandle(&handle, reinterpret_cast<void*>(span.address)));
+  std::memcpy(allocation.ipc_handle, &handle, sizeof(handle));
+  return allocation;
 }
 
 std::vector<GpuAllocation> export_gpu_memory(const WeightsView& weights, int32_t rank,
@@ -184,16 +206,11 @@ std::vector<GpuAllocation> export_gpu_memory(const WeightsView& weights, int32_t
     if (!is_one_allocation(address)) refuse_memory("memory of a pool, or virtual memory");
     const Span span = mapping_of(address);
     if (allocations.count(span.address) > 0) continue;
-    GpuAllocation& allocation = allocations[span.address];
-    allocation.address = span.address;
-    allocation.bytes = span.bytes;
-    cudaIpcMemHandle_t handle;
-    const cudaError_t status = cudaIpcGetMemHandle(&handle, reinterpret_cast<void*>(span.address));
-    if (status != cudaSuccess) {
-      (void)cudaGetLastError();
-      refuse_memory(text("memory that CUDA cannot share (", cudaGetErrorString(status), ")"));
+    try {
+      allocations[span.address] = export_gpu_allocation(address, ordinal);
+    } catch (const Error& error) {
+      refuse_memory(text("memory that CUDA cannot share (", error.what(), ")"));
     }
-    std::memcpy(allocation.ipc_handle, &handle, sizeof(handle));
   }
   std::vector<GpuAllocation> all;
   for (const auto& entry : allocations) all.push_back(entry.second);

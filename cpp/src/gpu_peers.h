@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// GPU memory that other ranks pull from. Defined in gpu_peers.cc, or in no_cuda.cc.
+// GPU memory of other ranks: their weights, to read, and their staging memory, to write. Defined in
+// gpu_peers.cc, or in no_cuda.cc.
 //
 // A rank of the same process is reached by its own addresses, once the GPUs may reach each other. A
-// rank of another process offers each allocation that holds its weights by CUDA IPC, and whoever
-// pulls maps it. So memory must come from cudaMalloc: pools and virtual memory are refused, with a
-// text that says what to do. What is mapped must live until it is unmapped, which is when the last
-// engine that pulls from it is destroyed.
+// rank of another process offers each allocation that holds its weights, and its staging memory, by
+// CUDA IPC, and the others map them. So memory must come from cudaMalloc: pools and virtual memory
+// are refused, with a text that says what to do. What is mapped must live until it is unmapped,
+// which is when the last engine that uses it is destroyed.
 #pragma once
 
 #include <cstdint>
@@ -19,6 +20,9 @@
 
 namespace eplb {
 
+// The allocation of this GPU that holds `address`, for other processes to map.
+GpuAllocation export_gpu_allocation(uint64_t address, int32_t ordinal);
+
 // What names a GPU in all processes of a machine.
 std::string pci_bus_id(int32_t ordinal);
 
@@ -27,9 +31,9 @@ std::string pci_bus_id(int32_t ordinal);
 std::vector<GpuAllocation> export_gpu_memory(const WeightsView& weights, int32_t rank,
                                              int32_t ordinal);
 
-// All ranks' weights as one GPU of this process reaches them.
+// All ranks' memory as one GPU of this process reaches them.
 struct GpuPeers {
-  std::vector<PullSource> ranks;  // [world]
+  std::vector<PullPeer> ranks;  // [world]
   std::vector<std::shared_ptr<const void>> mappings;
 };
 

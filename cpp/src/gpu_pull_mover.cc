@@ -2,6 +2,8 @@
 // The pull transport of one rank on a GPU: see gpu_pull_mover.h.
 #include "gpu_pull_mover.h"
 
+#include <algorithm>
+#include <deque>
 #include <utility>
 #include <vector>
 
@@ -16,16 +18,23 @@
 namespace eplb {
 namespace {
 
-// Blocks of the copy kernels that run beside pulls. 32 copy 1.4 TB/s inside an H200, more than a
-// pull brings in; with 64 the pulls of another process' memory fall from 366 to 295 GB/s.
+// Blocks of the copy kernels that run beside pushes. 32 copy 1.4 TB/s inside an H200, more than its
+// links bring in.
 constexpr uint32_t kLocalBlocks = 32;
+
+// Streams with pushes to other ranks: a copy engine's start and end leave gaps that another's
+// copies fill. Four H200s that write to each other all at once bring 312 GB/s into each with one
+// lane, 384 with three.
+constexpr uint32_t kMostLanes = 8;
 
 constexpr std::chrono::microseconds kEager{50};
 // Copies between and within GPUs of one machine: what takes longer is stuck.
 constexpr std::chrono::seconds kFlushLimit{60};
+// After a failure: for writes of other ranks into memory that is to be freed.
+constexpr std::chrono::seconds kLeaveLimit{1};
 
 // What everything waits for goes first where there is a choice.
-int pull_priority() {
+int link_priority() {
   int least = 0, greatest = 0;
   EPLB_CUDA(cudaDeviceGetStreamPriorityRange(&least, &greatest));
   return greatest;
@@ -65,38 +74,43 @@ class UploadedPieces {
 class GpuPullMover : public Mover {
  public:
   GpuPullMover(const MoverConfig& config, std::shared_ptr<const GpuPeers> peers,
-               std::shared_ptr<Control> control, const Cancellation& cancellation)
+               std::shared_ptr<Control> control, std::shared_ptr<StagingBoard> board,
+               const Cancellation& cancellation)
       : config_(config),
         peers_(std::move(peers)),
         control_(std::move(control)),
+        board_(std::move(board)),
         cancellation_(cancellation) {
     use_device(ordinal());
     load_kernels();
     staging_bytes =
         CellLayout(config.weights.tensor_bytes).bytes * config.staging.cells * config.staging.sets;
-    gpu_ = std::make_unique<Resources>(config, staging_bytes);
+    gpu_ = std::make_unique<Resources>(config);
   }
 
   ~GpuPullMover() override {
     (void)cudaSetDevice(ordinal());
     try {
-      flush();  // peers' memory must not be unmapped while it is read
+      flush();  // peers' memory must not be unmapped while it is in use
     } catch (...) {
       // The device is lost, and with it what it was doing.
     }
+    if (finished_ != epoch_) await_leavers();
   }
 
   void begin(const std::vector<RankBatch>& batches, bool held) override {
     ++epoch_;
-    staged_ = announced_ = 0;
+    staged_ = announced_ = begun_ = landed_ = 0;
     bytes_in = bytes_out = 0;
     control_->enter(epoch_, static_cast<uint32_t>(batches.size()));
+    board_->enter(config_.rank, epoch_, arrival_cells(batches, config_.weights));
+    await_entries();
     use_device(ordinal());
     PullTask task;
     task.rank = config_.rank;
-    task.sources = &peers_->ranks;
+    task.peers = &peers_->ranks;
+    for (int32_t rank = 0; rank < config_.world; ++rank) task.cells.push_back(board_->cells(rank));
     task.staging = config_.staging;
-    task.staging_address = gpu_->staging.address();
     task.gather_by_engine = config_.copy_engine_only;
     task.commit_by_engine = config_.copy_engine_only && !held;
     commit_blocks_ = held ? all_blocks(ordinal()) : kLocalBlocks;
@@ -104,15 +118,35 @@ class GpuPullMover : public Mover {
     gpu_->pieces.upload(schedule_.kernel_pieces);
   }
 
-  void stage(size_t batch) override {
-    cancellation_.check("stage weights");
+  bool has_room(size_t batch) override {
     use_device(ordinal());
+    publish_landed();
+    if (batch < config_.staging.sets) return true;
+    const uint32_t needed = static_cast<uint32_t>(batch + 1 - config_.staging.sets);
+    const std::vector<Push>& pushes = schedule_.batches[batch].push;
+    return std::all_of(pushes.begin(), pushes.end(), [&](const Push& push) {
+      return board_->has_landed(push.peer, epoch_, needed);
+    });
+  }
+
+  void stage(size_t batch) override {
+    use_device(ordinal());
+    for (Backoff backoff(kEager); !has_room(batch); backoff.pause()) {
+      cancellation_.check("stage weights");
+      (void)control_->passed(epoch_, fence(batch));  // throws when a peer gave up
+    }
+    cancellation_.check("stage weights");
     const PullBatch& plan = schedule_.batches[batch];
     const SetEvents& set = events(batch);
-    gpu_->pull.wait(set.committed);  // of the batch that had this staging set before
-    gpu_->gather.wait(set.committed);
+    for (const Push& push : plan.push) {
+      submit(push.pieces, gpu_->lanes[push.lane % gpu_->lane_count]);
+    }
+    for (uint32_t lane = 0; lane < gpu_->lane_count; ++lane) {
+      set.pushed[lane].record(gpu_->lanes[lane]);
+    }
     submit(plan.pull, gpu_->pull);
     set.pulled.record(gpu_->pull);
+    gpu_->gather.wait(set.committed);  // of the batch that had this staging set before
     submit(plan.gather, gpu_->gather, kLocalBlocks);
     set.gathered.record(gpu_->gather);
     bytes_in += plan.bytes_in;
@@ -129,14 +163,17 @@ class GpuPullMover : public Mover {
     use_device(ordinal());
     for (Backoff backoff(kEager); !is_here(batch); backoff.pause()) {
       cancellation_.check("stage weights");
+      publish_landed();
     }
     announce(batch);
-    control_->wait(epoch_, fence(batch), config_.rank, cancellation_);
+    control_->wait(epoch_, fence(batch), config_.rank, cancellation_,
+                   [this] { return !publish_landed(); });
   }
 
   bool agreed(size_t batch) override {
     cancellation_.check("wait for other ranks");
     use_device(ordinal());
+    publish_landed();
     if (batch < staged_ && is_here(batch)) announce(batch);
     return control_->passed(epoch_, fence(batch));
   }
@@ -150,41 +187,57 @@ class GpuPullMover : public Mover {
     for (const Copies& step : schedule_.batches[batch].commit)
       submit(step, gpu_->commit, commit_blocks_);
     events(batch).committed.record(gpu_->commit);
+    begun_ = batch + 1;
   }
 
   void land(size_t batch) override {
     await_device([&] { return events(batch).committed.done(); }, kLandEager);
+    publish_landed();
   }
 
-  // Pulls and gathers that a failure has left behind end, too, so that nothing reads peers' memory
-  // after the run.
+  // Transfers that a failure has left behind end, too, so that none touches peers' memory after the
+  // run.
   void flush() override {
-    await_device([&] { return gpu_->commit.idle() && gpu_->gather.idle() && gpu_->pull.idle(); },
-                 kEager);
+    await_device([&] { return gpu_->idle(); }, kEager);
+    publish_landed();
+    board_->leave(config_.rank, epoch_);
   }
 
   void finish() override {
     const uint32_t last = fence(schedule_.batches.size());
     control_->arrive(epoch_, last, config_.rank);
     control_->wait(epoch_, last, config_.rank, cancellation_);
+    finished_ = epoch_;
   }
 
  private:
   struct SetEvents {
+    std::unique_ptr<Event[]> pushed;  // [lanes]
     Event pulled, gathered, committed;
   };
 
   // Made and freed on the rank's device.
   struct Resources {
-    Resources(const MoverConfig& config, uint64_t staging_bytes)
-        : staging(config.device, staging_bytes),
+    explicit Resources(const MoverConfig& config)
+        : lane_count(std::clamp(static_cast<uint32_t>(config.world) - 1, 1u, kMostLanes)),
           pieces(config.device),
-          pull(pull_priority()),
-          sets(std::make_unique<SetEvents[]>(config.staging.sets)) {}
+          pull(link_priority()),
+          sets(std::make_unique<SetEvents[]>(config.staging.sets)) {
+      for (uint32_t lane = 0; lane < lane_count; ++lane) lanes.emplace_back(link_priority());
+      for (uint32_t set = 0; set < config.staging.sets; ++set) {
+        sets[set].pushed = std::make_unique<Event[]>(lane_count);
+      }
+    }
+    bool idle() const {
+      return commit.idle() && gather.idle() && pull.idle() &&
+             std::all_of(lanes.begin(), lanes.end(),
+                         [](const Stream& lane) { return lane.idle(); });
+    }
 
-    const Allocation staging;
+    const uint32_t lane_count;
     UploadedPieces pieces;
     CopyEngine engine;
+    std::deque<Stream> lanes;
     const Stream pull, gather, commit;
     const std::unique_ptr<SetEvents[]> sets;
   };
@@ -205,7 +258,52 @@ class GpuPullMover : public Mover {
 
   bool is_here(size_t batch) const {
     const SetEvents& set = events(batch);
-    return set.gathered.done() && set.pulled.done();
+    return set.gathered.done() && set.pulled.done() &&
+           std::all_of(set.pushed.get(), set.pushed.get() + gpu_->lane_count,
+                       [](const Event& pushed) { return pushed.done(); });
+  }
+
+  // Tells other ranks which batches are in place, so that they write the next ones; true if all
+  // whose commit was started are.
+  bool publish_landed() {
+    const size_t before = landed_;
+    while (landed_ < begun_ && events(landed_).committed.done()) ++landed_;
+    if (landed_ > before) {
+      board_->land(config_.rank, epoch_, static_cast<uint32_t>(landed_));
+    }
+    return landed_ == begun_;
+  }
+
+  // Until all ranks have said where they want their experts.
+  void await_entries() {
+    int32_t rank = 0;
+    for (Backoff backoff(kEager);; backoff.pause()) {
+      while (rank < config_.world && board_->has_entered(rank, epoch_)) ++rank;
+      if (rank == config_.world) return;
+      (void)control_->passed(epoch_, 0);  // throws when a peer gave up
+      try {
+        cancellation_.check("begin run");
+      } catch (const Error& error) {
+        if (error.status != EPLB_TIMEOUT) throw;
+        throw Error(EPLB_TIMEOUT,
+                    text("Cannot begin run: the time limit has passed, and rank ", rank,
+                         " has not come so far"),
+                    rank);
+      }
+    }
+  }
+
+  // After a failure: until no rank that came to the run writes into this one's staging memory. A
+  // rank that has died does not say so.
+  void await_leavers() const {
+    const auto deadline = std::chrono::steady_clock::now() + kLeaveLimit;
+    Backoff backoff(kEager);
+    for (int32_t rank = 0; rank < config_.world; ++rank) {
+      while (board_->has_entered(rank, epoch_) && !board_->has_left(rank, epoch_)) {
+        if (std::chrono::steady_clock::now() >= deadline) return;
+        backoff.pause();
+      }
+    }
   }
 
   // Once for each batch.
@@ -231,11 +329,12 @@ class GpuPullMover : public Mover {
   const MoverConfig config_;
   const std::shared_ptr<const GpuPeers> peers_;
   const std::shared_ptr<Control> control_;
+  const std::shared_ptr<StagingBoard> board_;
   const Cancellation& cancellation_;
   std::unique_ptr<Resources> gpu_;
   PullSchedule schedule_;
-  uint32_t epoch_ = 0, commit_blocks_ = 0;
-  size_t staged_ = 0, announced_ = 0;  // batches of this run
+  uint32_t epoch_ = 0, finished_ = 0, commit_blocks_ = 0;
+  size_t staged_ = 0, announced_ = 0, begun_ = 0, landed_ = 0;  // batches of this run
 };
 
 }  // namespace
@@ -243,8 +342,10 @@ class GpuPullMover : public Mover {
 std::unique_ptr<Mover> make_gpu_pull_mover(const MoverConfig& config,
                                            std::shared_ptr<const GpuPeers> peers,
                                            std::shared_ptr<Control> control,
+                                           std::shared_ptr<StagingBoard> board,
                                            const Cancellation& cancellation) {
-  return std::make_unique<GpuPullMover>(config, std::move(peers), std::move(control), cancellation);
+  return std::make_unique<GpuPullMover>(config, std::move(peers), std::move(control),
+                                        std::move(board), cancellation);
 }
 
 }  // namespace eplb

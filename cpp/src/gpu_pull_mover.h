@@ -28,12 +28,14 @@
 #include "control.h"
 #include "gpu_peers.h"
 #include "mover.h"
+#include "staging_board.h"
 
 namespace eplb {
 
 std::unique_ptr<Mover> make_gpu_pull_mover(const MoverConfig& config,
                                            std::shared_ptr<const GpuPeers> peers,
                                            std::shared_ptr<Control> control,
+                                           std::shared_ptr<StagingBoard> board,
                                            const Cancellation& cancellation);
 
 }  // namespace eplb

@@ -62,6 +62,7 @@ struct MoverConfig {
   std::shared_ptr<Device> device;
   WeightsView weights;
   StagingPlan staging;
+  uint64_t staging_address = 0;  // of GPUs that pull, as other ranks write there; others make theirs
   int32_t max_ctas = 0;
   bool copy_engine_only = false;
 };
@@ -98,8 +99,10 @@ class Mover {
   // the device to itself, as the model stands still for it, and should be over soon.
   virtual void begin(const std::vector<RankBatch>& batches, bool held) = 0;
   // Starts gathering the batch into staging set `batch % sets`. May return before the bytes are
-  // there.
+  // there. Waits until has_room().
   virtual void stage(size_t batch) = 0;
+  // Whether other ranks, too, are done with the staging sets that stage() of the batch would fill.
+  virtual bool has_room(size_t) { return true; }
   // Tells every rank, once the bytes are there, that this rank has staged the batch; wait() of the
   // batch may do so instead.
   virtual void arrive(size_t batch) = 0;

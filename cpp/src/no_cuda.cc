@@ -46,6 +46,10 @@ std::unique_ptr<DispatchDevice> make_cuda_dispatch(int32_t ordinal, const Dispat
 
 std::string pci_bus_id(int32_t ordinal) { refuse("name", ordinal); }
 
+GpuAllocation export_gpu_allocation(uint64_t, int32_t) {
+  throw Error(EPLB_UNSUPPORTED, "Cannot share GPU memory: libeplb was built without CUDA");
+}
+
 std::vector<GpuAllocation> export_gpu_memory(const WeightsView&, int32_t rank, int32_t) {
   throw Error(EPLB_UNSUPPORTED,
               text("Cannot share GPU memory of rank ", rank, ": libeplb was built without CUDA"));
@@ -58,7 +62,8 @@ std::shared_ptr<const GpuPeers> map_gpu_peers(const std::vector<RankBlob>& blobs
 
 std::unique_ptr<Mover> make_gpu_pull_mover(const MoverConfig& config,
                                            std::shared_ptr<const GpuPeers>,
-                                           std::shared_ptr<Control>, const Cancellation&) {
+                                           std::shared_ptr<Control>, std::shared_ptr<StagingBoard>,
+                                           const Cancellation&) {
   refuse("pull to", config.device->ordinal());
 }
 

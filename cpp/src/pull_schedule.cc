@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Lowers programs for GPUs that pull: see pull_schedule.h.
+// Lowers programs for GPUs that reach each other: see pull_schedule.h.
 #include "pull_schedule.h"
 
 #include <algorithm>
@@ -92,13 +92,12 @@ class BatchBuilder {
   BatchBuilder(const RankBatch& batch, uint64_t set, const PullTask& task)
       : batch_(batch),
         task_(task),
-        own_((*task.sources)[task.rank].weights),
+        own_((*task.peers)[task.rank].weights),
         layout_(own_.tensor_bytes),
-        set_address_(task.staging_address + set * task.staging.cells * layout_.bytes) {
+        set_offset_(set * task.staging.cells * layout_.bytes) {
     // Cells go to them in the order of operations.
     for (const Operation& operation : batch.operations) {
       if (operation.takes_cell()) arrivals_.push_back(&operation);
-      if (operation.direct) direct_.push_back(&operation);
     }
   }
 
@@ -111,11 +110,12 @@ class BatchBuilder {
       }
     }
     PullBatch result;
-    std::vector<Piece> pull;
     Lists local;
-    for (const std::vector<Arrival>& arrivals : by_peer(staged)) {
+    push(schedule, &result.push, &local);
+    std::vector<Piece> pull;
+    for (const std::vector<Transfer>& transfers : fetched(staged)) {
       for (int32_t tensor = 0; tensor < own_.tensors; ++tensor) {
-        gather(tensor, arrivals, &pull, &local);
+        fetch(tensor, transfers, &pull, &local);
       }
     }
     result.pull = move_to(&schedule->engine_pieces, pull);
@@ -149,51 +149,89 @@ class BatchBuilder {
     return all;
   }
 
-  struct Arrival {
+  // An operation, and where the expert goes.
+  struct Transfer {
     const Operation* operation;
-    size_t cell;  // of one that is not direct
+    int32_t cell;  // kInSlot: into the slot itself
   };
+  static constexpr int32_t kInSlot = -1;
+  using ByDistance = std::vector<std::vector<Transfer>>;  // [world]: the next rank is at 1
 
-  // What has to be gathered, by the rank that it comes from: first this rank, then the next one,
-  // and so on round the world. So at any time each rank reads from another one, and no rank's
-  // memory is read by all at once.
-  std::vector<std::vector<Arrival>> by_peer(const std::vector<bool>& staged) const {
-    const size_t world = task_.sources->size();
-    const auto distance = [&](const Operation& operation) {
-      return static_cast<size_t>(operation.peer + static_cast<int32_t>(world) - task_.rank) % world;
-    };
-    std::vector<std::vector<Arrival>> groups(world);
-    for (size_t cell = 0; cell < arrivals_.size(); ++cell) {
-      if (staged[cell]) groups[distance(*arrivals_[cell])].push_back({arrivals_[cell], cell});
+  size_t distance(const Operation& operation) const {
+    const int32_t world = static_cast<int32_t>(task_.peers->size());
+    return static_cast<size_t>((operation.peer - task_.rank + world) % world);
+  }
+
+  // What others are to receive; not what they fetch themselves.
+  ByDistance pushed() const {
+    ByDistance groups(task_.peers->size());
+    for (const Operation& operation : batch_.operations) {
+      if (operation.code != EPLB_OP_SEND) continue;
+      const int64_t slot = int64_t{1} * operation.layer * own_.slots + operation.peer_slot;
+      const int32_t cell = task_.cells[operation.peer][slot];
+      if (cell >= 0) groups[distance(operation)].push_back({&operation, cell});
     }
-    for (const Operation* operation : direct_)
-      groups[distance(*operation)].push_back({operation, 0});
     return groups;
   }
 
-  void gather(int32_t tensor, const std::vector<Arrival>& arrivals, std::vector<Piece>* pull,
-              Lists* local) const {
+  // What this rank fetches: what is direct, and what it copies inside itself by way of staging.
+  ByDistance fetched(const std::vector<bool>& staged) const {
+    ByDistance groups(task_.peers->size());
+    for (size_t cell = 0; cell < arrivals_.size(); ++cell) {
+      if (!staged[cell] || arrivals_[cell]->code != EPLB_OP_COPY) continue;
+      groups[0].push_back({arrivals_[cell], static_cast<int32_t>(cell)});
+    }
+    for (const Operation& operation : batch_.operations) {
+      if (operation.direct) groups[distance(operation)].push_back({&operation, kInSlot});
+    }
+    return groups;
+  }
+
+  void push(PullSchedule* schedule, std::vector<Push>* pushes, Lists* local) const {
+    const ByDistance groups = pushed();
+    for (size_t distance = 1; distance < groups.size(); ++distance) {
+      if (groups[distance].empty()) continue;
+      const int32_t rank = groups[distance].front().operation->peer;
+      const PullPeer& peer = (*task_.peers)[rank];
+      std::vector<Piece> pieces;
+      for (int32_t tensor = 0; tensor < own_.tensors; ++tensor) {
+        std::vector<Piece>* list = list_for(tensor, peer, &pieces, local);
+        const Operation* before = nullptr;
+        for (const auto& [operation, cell] : groups[distance]) {
+          const uint64_t source = own_.at(operation->layer, tensor, operation->slot);
+          add({in_cell(peer, tensor, cell), source, own_.tensor_bytes[tensor]},
+              before != nullptr && before->layer == operation->layer, list);
+          before = operation;
+        }
+      }
+      pushes->push_back(
+          {rank, static_cast<uint32_t>(distance - 1), move_to(&schedule->engine_pieces, pieces)});
+    }
+  }
+
+  // Memory of two layers is never one piece: it may be two allocations side by side; and so may be
+  // slots and staging memory.
+  void fetch(int32_t tensor, const std::vector<Transfer>& transfers, std::vector<Piece>* pull,
+             Lists* local) const {
     const Operation* before = nullptr;
-    for (const auto& [operation, cell] : arrivals) {
-      const uint64_t target = operation->direct ? own_.at(operation->layer, tensor, operation->slot)
-                                                : in_cell(tensor, cell);
-      take(tensor, *operation, target, before, pull, local);
+    for (const auto& [operation, cell] : transfers) {
+      const PullPeer& peer = (*task_.peers)[operation->peer];
+      const uint64_t target = cell == kInSlot ? own_.at(operation->layer, tensor, operation->slot)
+                                              : in_cell((*task_.peers)[task_.rank], tensor, cell);
+      add({target, peer.weights.at(operation->layer, tensor, operation->peer_slot),
+           own_.tensor_bytes[tensor]},
+          before != nullptr && before->layer == operation->layer &&
+              before->direct == operation->direct,
+          list_for(tensor, peer, pull, local));
       before = operation;
     }
   }
 
-  // `before` has the same peer. Memory of two layers is never one piece: it may be two allocations
-  // side by side; and so may be slots and staging memory.
-  void take(int32_t tensor, const Operation& operation, uint64_t target, const Operation* before,
-            std::vector<Piece>* pull, Lists* local) const {
-    const PullSource& source = (*task_.sources)[operation.peer];
-    const bool follows =
-        before != nullptr && before->layer == operation.layer && before->direct == operation.direct;
-    add({target, source.weights.at(operation.layer, tensor, operation.peer_slot),
-         own_.tensor_bytes[tensor]},
-        follows,
-        is_small(tensor) || source.same_gpu ? local_list(tensor, task_.gather_by_engine, local)
-                                            : pull);
+  // `far`: for large tensors from or to another GPU.
+  std::vector<Piece>* list_for(int32_t tensor, const PullPeer& peer, std::vector<Piece>* far,
+                               Lists* local) const {
+    if (!is_small(tensor) && !peer.same_gpu) return far;
+    return local_list(tensor, task_.gather_by_engine, local);
   }
 
   void commit(int32_t tensor, const std::vector<Write>& step, Lists* lists) const {
@@ -201,7 +239,7 @@ class BatchBuilder {
     for (const Write& write : step) {
       const bool follows = before != nullptr && before->layer == write.layer;
       const uint64_t source = write.source == kStaged
-                                  ? in_cell(tensor, static_cast<size_t>(write.cell))
+                                  ? in_cell((*task_.peers)[task_.rank], tensor, write.cell)
                                   : own_.at(write.layer, tensor, write.source);
       add({own_.at(write.layer, tensor, write.slot), source, own_.tensor_bytes[tensor]}, follows,
           local_list(tensor, task_.commit_by_engine, lists));
@@ -217,8 +255,8 @@ class BatchBuilder {
     return by_engine && !is_small(tensor) ? &lists->engine : &lists->kernel;
   }
 
-  uint64_t in_cell(int32_t tensor, size_t cell) const {
-    return set_address_ + task_.staging.cells * layout_.offset[tensor] +
+  uint64_t in_cell(const PullPeer& peer, int32_t tensor, int32_t cell) const {
+    return peer.staging + set_offset_ + task_.staging.cells * layout_.offset[tensor] +
            cell * layout_.stride(tensor);
   }
 
@@ -235,12 +273,27 @@ class BatchBuilder {
   const PullTask& task_;
   const WeightsView& own_;
   const CellLayout layout_;
-  const uint64_t set_address_;
+  const uint64_t set_offset_;
   std::vector<const Operation*> arrivals_;  // [cells]
-  std::vector<const Operation*> direct_;
 };
 
 }  // namespace
+
+std::vector<int32_t> arrival_cells(const std::vector<RankBatch>& batches,
+                                   const WeightsView& weights) {
+  std::vector<int32_t> cells(size_t{1} * weights.layers * weights.slots, -1);
+  for (const RankBatch& batch : batches) {
+    int32_t cell = 0;
+    for (const Operation& operation : batch.operations) {
+      if (!operation.takes_cell()) continue;
+      if (operation.code == EPLB_OP_RECEIVE) {
+        cells[size_t{1} * operation.layer * weights.slots + operation.slot] = cell;
+      }
+      ++cell;
+    }
+  }
+  return cells;
+}
 
 PullSchedule make_pull_schedule(const std::vector<RankBatch>& batches, const PullTask& task) {
   PullSchedule schedule;

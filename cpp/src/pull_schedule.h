@@ -1,11 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a program means to a GPU that pulls: the copies of one rank, batch by batch, with every
-// address worked out before the first byte moves.
+// What a program means to GPUs that reach each other's memory: the copies of one rank, batch by
+// batch, with every address worked out before the first byte moves.
 //
-//   pull     large tensors from other GPUs into the staging set: the copy engine's, always, as it
-//            alone fills a link, and beside anything else
-//   gather   what else the batch stages: small tensors, and those of other ranks of this GPU
+//   push     what other ranks receive: from this rank's slots into their staging memory
+//   pull     large tensors that are received directly: from other GPUs' slots into this rank's
+//   gather   what else the batch stages: small tensors of both, and copies inside this GPU
 //   commit   staging set -> slots, and slots -> slots of the same rank, in steps
+//
+// Whoever has an expert writes it to where it is wanted, instead of being read: writes through a
+// link are 5 % faster than reads, keep their rate beside copies inside the GPUs, where reads from
+// other processes lose a quarter, and leave the order of transfers to the side that has to share
+// its link. They go to staging memory alone: a rank that comes back late, after the others have
+// given up on it, can still write there, and must not reach slots. So what is direct is read by
+// the rank that it is for.
 //
 // What stays in a rank need not be staged: nobody else reads its slots once a batch is committed. A
 // copy waits for those that read what it overwrites, which is what the steps are for; copies in a
@@ -13,12 +20,12 @@
 //
 // What is direct takes no commit: pull and gather put it into its slot, also from inside the rank.
 //
-// A rank pulls from the next rank first, then from the one after it, and so on round the world: if
-// all do, no rank's memory is read by several at once.
+// A rank pushes to the next rank first, then to the one after it, and so on round the world, each
+// in a lane of its own: if all do, no rank gets what several send at once.
 //
 // A small tensor is not worth a copy engine's start: all of a batch go with one launch of the copy
-// kernel, which reads other GPUs' memory where it is. Large ones of gather and commit go with them,
-// or by copy engine, if no multiprocessor is to be taken from others.
+// kernel, which reaches other GPUs' memory where it is. Large ones of gather and commit go with
+// them, or by copy engine, if no multiprocessor is to be taken from others.
 //
 // A staging set holds its experts tensor by tensor, so that slots that follow each other at both
 // ends are one copy.
@@ -32,17 +39,20 @@
 
 namespace eplb {
 
-// Where a rank pulls from.
-struct PullSource {
-  WeightsView weights;  // as seen by this process
+// Another rank's memory, as this rank's GPU sees it; or this rank's own.
+struct PullPeer {
+  WeightsView weights;
+  uint64_t staging = 0;  // [sets][tensors][cells]
   bool same_gpu = false;
 };
 
 struct PullTask {
   int32_t rank = 0;
-  const std::vector<PullSource>* sources = nullptr;  // [world], this rank's own included
+  const std::vector<PullPeer>* peers = nullptr;  // [world], this rank's own included
+  // [world]: the staging cell in which a rank wants the expert of each slot, [layers * slots], -1
+  // where it wants none; see arrival_cells(). This rank's own is not used.
+  std::vector<const int32_t*> cells;
   StagingPlan staging;
-  uint64_t staging_address = 0;  // [sets][tensors][cells]
   // Who copies large tensors inside the GPU: its copy engines, or else the copy kernel.
   bool gather_by_engine = false, commit_by_engine = false;
 };
@@ -51,7 +61,15 @@ struct Copies {
   IndexRange kernel, engine;  // of PullSchedule's lists
 };
 
+// To one rank.
+struct Push {
+  int32_t peer;
+  uint32_t lane;      // 0 for the next rank, and so on round the world
+  IndexRange pieces;  // of engine_pieces; what is small, or on the same GPU, is part of gather
+};
+
 struct PullBatch {
+  std::vector<Push> push;
   IndexRange pull;  // of engine_pieces
   Copies gather;
   std::vector<Copies> commit;            // one after the other
@@ -62,6 +80,11 @@ struct PullSchedule {
   std::vector<Piece> kernel_pieces, engine_pieces;
   std::vector<PullBatch> batches;
 };
+
+// In which staging cell what other ranks push is to arrive, by slot, [layers * slots]; -1 where
+// nothing is.
+std::vector<int32_t> arrival_cells(const std::vector<RankBatch>& batches,
+                                   const WeightsView& weights);
 
 PullSchedule make_pull_schedule(const std::vector<RankBatch>& batches, const PullTask& task);
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Schedules for GPUs that pull, carried out with memcpy, against the naive model. Needs no GPU.
+// Schedules for GPUs that reach each other, carried out with memcpy, against the naive model. Needs
+// no GPU.
 #include "pull_schedule.h"
 
 #include <algorithm>
@@ -39,7 +40,11 @@ struct World {
     const CellLayout layout(shape.tensor_bytes);
     staging.assign(script.world,
                    std::string(layout.bytes * plan.staging.cells * plan.staging.sets, '\0'));
-    for (uint32_t rank = 0; rank < script.world; ++rank) make_schedule(script, rank);
+    for (uint32_t rank = 0; rank < script.world; ++rank) {
+      programs.push_back(parse(script, static_cast<int32_t>(rank)));
+      cells.push_back(arrival_cells(programs.back(), views[rank]));
+    }
+    for (uint32_t rank = 0; rank < script.world; ++rank) make_schedule(rank);
   }
 
   WeightsView view_of(const std::string& memory) const {
@@ -58,25 +63,29 @@ struct World {
     return view;
   }
 
-  void make_schedule(const ranks::Script& script, uint32_t rank) {
-    std::vector<PullSource> sources;
-    for (uint32_t peer = 0; peer < script.world; ++peer) {
-      sources.push_back({views[peer], peer / plan.ranks_per_gpu == rank / plan.ranks_per_gpu});
-    }
-    const std::vector<int32_t> words = script.words({static_cast<int32_t>(rank)});
+  std::vector<RankBatch> parse(const ranks::Script& script, int32_t rank) const {
+    const std::vector<int32_t> words = script.words({rank});
     const ProgramLimits limits = {static_cast<int32_t>(shape.layers),
                                   static_cast<int32_t>(shape.slots),
                                   static_cast<int32_t>(script.world),
                                   static_cast<int32_t>(plan.staging.cells),
-                                  {static_cast<int32_t>(rank)}};
+                                  {rank}};
+    return parse_program(words.data(), words.size(), limits)[0];
+  }
+
+  void make_schedule(uint32_t rank) {
+    std::vector<PullPeer> peers;
     PullTask task;
+    for (uint32_t peer = 0; peer < programs.size(); ++peer) {
+      peers.push_back({views[peer], address_of(staging[peer]),
+                       peer / plan.ranks_per_gpu == rank / plan.ranks_per_gpu});
+      task.cells.push_back(cells[peer].data());
+    }
     task.rank = static_cast<int32_t>(rank);
-    task.sources = &sources;
+    task.peers = &peers;
     task.staging = plan.staging;
-    task.staging_address = address_of(staging[rank]);
     task.gather_by_engine = task.commit_by_engine = plan.copy_engine_only;
-    schedules.push_back(
-        make_pull_schedule(parse_program(words.data(), words.size(), limits)[0], task));
+    schedules.push_back(make_pull_schedule(programs[rank], task));
   }
 
   // Copies between the weights and what the naive model works on.
@@ -96,6 +105,9 @@ struct World {
 
   void stage(size_t rank, size_t batch) const {
     const PullSchedule& schedule = schedules[rank];
+    for (const Push& push : schedule.batches[batch].push) {
+      move(schedule.engine_pieces, push.pieces);
+    }
     move(schedule.engine_pieces, schedule.batches[batch].pull);
     move(schedule.engine_pieces, schedule.batches[batch].gather.engine);
     move(schedule.kernel_pieces, schedule.batches[batch].gather.kernel);
@@ -123,6 +135,8 @@ struct World {
   std::vector<ranks::Bytes> bytes;
   std::vector<std::string> weights, staging;
   std::vector<WeightsView> views;
+  std::vector<std::vector<RankBatch>> programs;
+  std::vector<std::vector<int32_t>> cells;
   std::vector<PullSchedule> schedules;
 };
 
@@ -184,19 +198,25 @@ TEST("make_pull_schedule() leaves large tensors of other GPUs to the copy engine
   std::mt19937_64 random(2);
   for (const bool copy_engine_only : {false, true}) {
     const World far(one_of_each(), {{4, 1, 16}, copy_engine_only, 1}, random);
-    const PullBatch& batch = far.schedules[0].batches[0];
-    CHECK_EQ(size(batch.pull), 1u);
-    CHECK_EQ(size(batch.gather.engine), 0u);
-    CHECK_EQ(size(batch.gather.kernel), 1u);
+    const PullBatch &batch = far.schedules[0].batches[0], &sender = far.schedules[1].batches[0];
+    CHECK_EQ(sender.push.size(), 1u);
+    CHECK_EQ(sender.push[0].peer, 0);
+    CHECK_EQ(size(sender.push[0].pieces), 1u);
+    CHECK_EQ(size(sender.gather.engine), 0u);
+    CHECK_EQ(size(sender.gather.kernel), 1u);
+    CHECK_EQ(batch.push.size(), 0u);
+    CHECK_EQ(size(batch.pull) + size(batch.gather.engine) + size(batch.gather.kernel), 0u);
     CHECK_EQ(batch.commit.size(), 1u);
     CHECK_EQ(size(batch.commit[0].engine), copy_engine_only ? 2u : 0u);
     CHECK_EQ(size(batch.commit[0].kernel), copy_engine_only ? 2u : 4u);
     CHECK_EQ(batch.bytes_in, 4112u);
-    CHECK_EQ(far.schedules[1].batches[0].bytes_out, 4112u);
+    CHECK_EQ(sender.bytes_out, 4112u);
     const World near(one_of_each(), {{4, 1, 16}, copy_engine_only, 2}, random);
-    CHECK_EQ(size(near.schedules[0].batches[0].pull), 0u);
-    CHECK_EQ(size(near.schedules[0].batches[0].gather.engine), copy_engine_only ? 1u : 0u);
-    CHECK_EQ(size(near.schedules[0].batches[0].gather.kernel), copy_engine_only ? 1u : 2u);
+    const PullBatch& neighbour = near.schedules[1].batches[0];
+    CHECK_EQ(neighbour.push.size(), 1u);  // rank 0's staging memory has to be free for it, too
+    CHECK_EQ(size(neighbour.push[0].pieces), 0u);
+    CHECK_EQ(size(neighbour.gather.engine), copy_engine_only ? 1u : 0u);
+    CHECK_EQ(size(neighbour.gather.kernel), copy_engine_only ? 1u : 2u);
     CHECK_EQ(near.schedules[0].batches[0].bytes_in, 4112u);
   }
 }
@@ -216,7 +236,8 @@ TEST("make_pull_schedule() stages direct operations into their slots, and commit
     const World all(script, {{1, 1, 16}, copy_engine_only, 1}, random);
     const PullSchedule& schedule = all.schedules[0];
     const PullBatch& batch = schedule.batches[0];
-    CHECK_EQ(size(batch.pull), 1u);  // three slots in a row
+    CHECK_EQ(all.schedules[1].batches[0].push.size(), 0u);  // rank 0 fetches them
+    CHECK_EQ(size(batch.pull), 1u);                         // three slots in a row
     const Piece& piece = schedule.engine_pieces[batch.pull.first];
     CHECK_EQ(piece.target, all.views[0].at(0, 0, 4));
     CHECK_EQ(piece.source, all.views[1].at(0, 0, 4));
@@ -276,7 +297,7 @@ TEST("make_pull_schedule() stages one copy of each circle inside a rank, and no 
   }
 }
 
-TEST("make_pull_schedule() pulls from the next rank first, and so on round the world") {
+TEST("make_pull_schedule() pushes to the next rank first, and so on round the world") {
   std::mt19937_64 random(5);
   const uint32_t world = 5;
   const ranks::Shape shape = {1, 4, {64, 32}};
@@ -284,7 +305,6 @@ TEST("make_pull_schedule() pulls from the next rank first, and so on round the w
   for (int32_t rank = 0; rank < 5; ++rank) {
     for (int32_t peer = 0, slot = 0; peer < 5; ++peer) {
       if (peer == rank) continue;
-      // Not slot after slot, so that nothing is one piece.
       script.ops.push_back({0, 0, rank, EPLB_OP_RECEIVE, 0, slot, peer, 3 - slot});
       script.ops.push_back({0, 0, peer, EPLB_OP_SEND, 0, 3 - slot, rank, slot});
       ++slot;
@@ -293,13 +313,18 @@ TEST("make_pull_schedule() pulls from the next rank first, and so on round the w
   const World all(script, {{4, 1, 0}, false, 1}, random);
   for (uint32_t rank = 0; rank < world; ++rank) {
     const PullSchedule& schedule = all.schedules[rank];
-    const IndexRange& pull = schedule.batches[0].pull;
-    CHECK_EQ(size(pull), 8u);  // two tensors of four experts
-    for (uint32_t i = pull.first; i < pull.last; ++i) {
-      const uint32_t peer = (rank + 1 + (i - pull.first) / 2) % world;
-      const uint64_t begin = address_of(all.weights[peer]);
-      CHECK(schedule.engine_pieces[i].source >= begin);
-      CHECK(schedule.engine_pieces[i].source < begin + all.weights[peer].size());
+    const std::vector<Push>& pushes = schedule.batches[0].push;
+    CHECK_EQ(pushes.size(), 4u);
+    for (uint32_t i = 0; i < pushes.size(); ++i) {
+      const uint32_t peer = (rank + 1 + i) % world;
+      CHECK_EQ(pushes[i].peer, static_cast<int32_t>(peer));
+      CHECK_EQ(pushes[i].lane, i);
+      CHECK_EQ(size(pushes[i].pieces), 2u);  // two tensors of one expert
+      const uint64_t begin = address_of(all.staging[peer]);
+      for (uint32_t k = pushes[i].pieces.first; k < pushes[i].pieces.last; ++k) {
+        CHECK(schedule.engine_pieces[k].target >= begin);
+        CHECK(schedule.engine_pieces[k].target < begin + all.staging[peer].size());
+      }
     }
   }
 }
@@ -315,11 +340,12 @@ TEST("make_pull_schedule() makes one copy of slots that follow each other at bot
     }
   }
   const World all(script, {{8, 1, 0}, true, 1}, random);
-  const PullSchedule& schedule = all.schedules[0];
+  const PullSchedule& schedule = all.schedules[1];
   // A piece for each layer and tensor: two layers may be two allocations side by side.
-  CHECK_EQ(size(schedule.batches[0].pull), 4u);
-  CHECK_EQ(size(schedule.batches[0].commit[0].engine), 4u);
-  const Piece& first = schedule.engine_pieces[schedule.batches[0].pull.first];
+  const IndexRange& pieces = schedule.batches[0].push[0].pieces;
+  CHECK_EQ(size(pieces), 4u);
+  CHECK_EQ(size(all.schedules[0].batches[0].commit[0].engine), 4u);
+  const Piece& first = schedule.engine_pieces[pieces.first];
   CHECK_EQ(first.bytes, 4 * 64u);
   CHECK_EQ(first.source, all.views[1].address[0]);
 }

@@ -79,6 +79,8 @@ export const NATIVE_SOURCES: readonly string[] = [
   "src/route.h",
   "src/shared_memory.cc",
   "src/shared_memory.h",
+  "src/staging_board.cc",
+  "src/staging_board.h",
   "src/structs.h",
   "src/text.h",
   "src/timed_event.h",
