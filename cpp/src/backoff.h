@@ -17,9 +17,12 @@ class Backoff {
   explicit Backoff(std::chrono::microseconds eager)
       : sleep_from_(std::chrono::steady_clock::now() + eager) {}
 
+  // Whether pause() would give way only.
+  bool is_eager() const { return std::chrono::steady_clock::now() < sleep_from_; }
+
   // Returns true when it slept: the time for costlier checks.
   bool pause() {
-    if (std::chrono::steady_clock::now() < sleep_from_) {
+    if (is_eager()) {
       std::this_thread::yield();
       return false;
     }

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "backoff.h"
 #include "text.h"
 
 namespace eplb {
@@ -94,8 +95,13 @@ void Progress::commit(uint32_t batches, std::chrono::steady_clock::time_point de
   }
   run->permitted = std::max(run->permitted, batches);
   changed_.notify_all();
-  changed_.wait_until(lock, deadline,
-                      [&] { return run->ended || run->least().committed >= batches; });
+  const auto is_over = [&] { return run->ended || run->least().committed >= batches; };
+  for (Backoff backoff(kLandEager); !is_over() && backoff.is_eager();) {
+    lock.unlock();
+    backoff.pause();
+    lock.lock();
+  }
+  changed_.wait_until(lock, deadline, is_over);
   const RankCounts least = run->least();
   *committed = least.committed;
   if (least.committed >= batches) return;

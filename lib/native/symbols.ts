@@ -255,6 +255,18 @@ export const SYMBOLS = {
     result: "i32",
     nonblocking: true,
   },
+  /** The same on the calling thread, for commits that take less than a change of threads. */
+  eplb_engine_commit_here: {
+    name: "eplb_engine_commit",
+    parameters: [
+      "u64", // eplb_handle engine
+      "u32", // uint32_t batches
+      "u64", // uint64_t timeout_ms
+      "buffer", // uint32_t* committed
+      ...error,
+    ],
+    result: "i32",
+  },
   eplb_engine_settle: {
     parameters: [
       "u64", // eplb_handle engine

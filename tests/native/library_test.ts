@@ -24,8 +24,8 @@ Deno.test("SYMBOLS has every function of the header, with as many parameters", a
       parameters!.trim() === "void" ? 0 : parameters!.split(",").length,
     ]),
   );
-  const known = Object.entries(SYMBOLS).map(([name, { parameters }]) =>
-    [name, parameters.length] as const
+  const known = Object.entries(SYMBOLS).map(([name, symbol]) =>
+    ["name" in symbol ? symbol.name : name, symbol.parameters.length] as const
   );
   assertEquals(new Map(known), declared);
   assert(declared.size > 20);
