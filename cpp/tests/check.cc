@@ -49,9 +49,10 @@ Registration::Registration(const char* name, std::function<void()> body) {
 
 int main(int count, char** arguments) {
   int failures = 0, runs = 0;
-  std::setvbuf(stdout, nullptr, _IOLBF, 0);
+  std::setvbuf(stdout, nullptr, _IOLBF, 0);  // also where it is a pipe or a file
   for (const check::Case& candidate : check::cases()) {
     if (!check::chosen(candidate, count, arguments)) continue;
+    std::printf("run  %s\n", candidate.name);  // a program that is stopped shows where
     const auto start = std::chrono::steady_clock::now();
     const bool passed = check::passes(candidate);
     const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The nccl transport, one rank per GPU, against the naive model. Needs two GPUs; skipped without.
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -60,7 +61,7 @@ struct Options {
   bool engine_per_rank = false;  // as if every rank were a process of its own
 };
 
-// One rank per GPU.
+// One rank per GPU. Takes seconds to make and to free, as NCCL does: a world is for several checks.
 struct GpuWorld {
   GpuWorld(const Shape& shape, const Options& options) : shape(shape) {
     for (uint32_t rank = 0; rank < kGpus; ++rank) {
@@ -80,6 +81,10 @@ struct GpuWorld {
       engines.emplace_back(config, ranks, handles);
       for (uint32_t i = 0; i < locals; ++i) blobs.push_back(engines.back().blob(i));
     }
+  }
+  GpuWorld(const GpuWorld&) = delete;
+  ~GpuWorld() {  // together, as ranks may have to leave a communicator together
+    in_parallel(engines.size(), [&](size_t i) { const Engine leaving = std::move(engines[i]); });
   }
 
   void connect_all() {
@@ -156,31 +161,42 @@ uint32_t count(const Script& script) { return static_cast<uint32_t>(script.batch
 
 TEST("eplb_engine_run() puts every expert where the naive model puts it") {
   std::mt19937_64 random(1);
-  const std::vector<Shape> shapes = {
-      {3, 2, {8}},                                 // one tensor, nothing to align
-      {7, 5, {1, 17, 4096, 100003}},               // sizes that are no multiples of anything
-      {6, 9, {512 << 10, 256 << 10, 7168, 3584}},  // proportions of a quantized expert
-      {2, 2, {16 << 20, 5}},                       // many of NCCL's own pieces
+  const Shape one = {3, 2, {8}};                                       // nothing to align
+  const Shape odd = {7, 5, {1, 17, 4096, 100003}};                     // multiples of nothing
+  const Shape quantized = {6, 9, {512 << 10, 256 << 10, 7168, 3584}};  // an expert's proportions
+  const Shape large = {2, 2, {16 << 20, 5}};                           // many of NCCL's own pieces
+  constexpr uint64_t kNone = 0, kSome = 8192, kAll = UINT64_MAX;       // what is packed
+  struct Row {
+    Shape shape;
+    uint64_t small_bytes;
+    uint32_t sets;
+    bool engine_per_rank;
   };
-  for (const Shape& shape : shapes) {
+  // With one set and with two, in one engine and in one for each: every shape and every packing.
+  const std::vector<Row> rows = {
+      {one, kNone, 1, false},      {one, kAll, 2, true},         //
+      {odd, kSome, 2, false},      {odd, kNone, 1, true},        //
+      {quantized, kSome, 1, true}, {quantized, kAll, 2, false},  //
+      {large, kNone, 2, true},     {large, kAll, 1, false},
+  };
+  for (size_t row = 0; row < rows.size(); ++row) {
+    const auto& [shape, packed, sets, engine_per_rank] = rows[row];
     const uint64_t most = *std::max_element(shape.tensor_bytes.begin(), shape.tensor_bytes.end());
-    for (const uint64_t small_bytes : {uint64_t{0}, uint64_t{8192}, most}) {
-      for (const uint32_t sets : {1u, 2u}) {
-        const uint32_t cells = 1 + static_cast<uint32_t>(random() % shape.slots);
-        GpuWorld world(shape, {cells, sets, small_bytes, sets == 1});
-        world.connect_all();
-        std::vector<Bytes> expected = world.fill(random);
-        for (int i = 0; i < 4; ++i) {  // one communicator, one program after the other
-          const Script script = random_script(shape, kGpus, cells, random);
-          for (const RunReport& report : world.run_all(script)) {
-            CHECK_EQ(report.outcome.error, "");
-            CHECK_EQ(report.result.committed_batches, count(script));
-          }
-          expected = script.apply(expected, count(script));
-        }
-        world.expect(expected, "after four runs");
+    const uint32_t some = 1 + static_cast<uint32_t>(random() % shape.slots);
+    const uint32_t cells = row % 2 == 0 ? shape.slots : some;
+    GpuWorld world(shape, {cells, sets, std::min(packed, most), engine_per_rank});
+    world.connect_all();
+    std::vector<Bytes> expected = world.fill(random);
+    for (int i = 0; i < 4; ++i) {  // one communicator, one program after the other
+      Script script = random_script(shape, kGpus, cells, random);
+      if (i % 2 == 1) make_direct(&script, random);
+      for (const RunReport& report : world.run_all(script)) {
+        CHECK_EQ(report.outcome.error, "");
+        CHECK_EQ(report.result.committed_batches, count(script));
       }
+      expected = script.apply(std::move(expected), count(script));
     }
+    world.expect(expected, "after four runs of row " + std::to_string(row));
   }
 }
 
@@ -210,43 +226,30 @@ TEST("eplb_engine_run() swaps slots, and sends one slot to many") {
   CHECK_EQ(report.rank_bytes[3], shape.expert_bytes());
 }
 
-TEST("random programs with direct operations put every expert where the naive model puts it") {
-  std::mt19937_64 random(6);
-  const Shape shape = {6, 6, {256 << 10, 100003, 7168, 5}};
-  for (const uint64_t small_bytes : {uint64_t{0}, uint64_t{8192}, uint64_t{256 << 10}}) {
-    Script script = random_script(shape, kGpus, shape.slots, random);
-    make_direct(&script, random);
-    GpuWorld world(shape, {cells_needed(script), 2, small_bytes, false});
-    world.connect_all();
-    const std::vector<Bytes> before = world.fill(random);
-    CHECK_EQ(world.run_all(script)[0].outcome.error, "");
-    world.expect(script.apply(before, count(script)), "after a run");
-  }
-}
-
 TEST("a held run commits what is permitted, stages ahead, and ends soon when aborted") {
   std::mt19937_64 random(7);
   const Shape shape = {16, 4, {1 << 20, 7168, 3}};
-  for (const bool per_rank : {false, true}) {
-    for (const uint32_t sets : {1u, 2u}) {
-      GpuWorld world(shape, {4, sets, 8192, per_rank});
-      world.connect_all();
-      std::vector<Bytes> expected = world.fill(random);
-      Script script = random_script(shape, kGpus, 4, random);
-      run_held(world.engines, script, count(script), sets);
-      expected = script.apply(expected, count(script));
-      world.expect(expected, "after a held run");
-      script = random_script(shape, kGpus, 4, random);
-      run_held(world.engines, script, 3, sets);
-      expected = script.apply(expected, 3);
-      world.expect(expected, "after an abort");
-    }
+  for (const uint32_t sets : {1u, 2u}) {
+    GpuWorld world(shape, {4, sets, 8192, sets == 2});
+    world.connect_all();
+    std::vector<Bytes> expected = world.fill(random);
+    Script script = random_script(shape, kGpus, 4, random);
+    run_held(world.engines, script, count(script), sets);
+    expected = script.apply(expected, count(script));
+    world.expect(expected, "after a held run");
+    script = random_script(shape, kGpus, 4, random);
+    run_held(world.engines, script, 3, sets);
+    expected = script.apply(expected, 3);
+    world.expect(expected, "after an abort");
   }
 }
 
-// A world in the middle of its work: after one whole run, which tells how long a run takes.
+constexpr uint32_t kMoments = 4;
+
+// A world in the middle of its work, after one whole run, which tells how long a batch takes. Its
+// second script is aborted at one of kMoments: these part the run evenly, the first is its start.
 struct BusyWorld : GpuWorld {
-  BusyWorld(bool engine_per_rank, uint32_t sets, std::mt19937_64& random)
+  BusyWorld(bool engine_per_rank, uint32_t sets, uint32_t moment, std::mt19937_64& random)
       : GpuWorld({48, 2, {200000, 7168, 3}}, {2, sets, 8192, engine_per_rank}) {
     connect_all();
     const Script first = random_script(shape, kGpus, 2, random);
@@ -258,34 +261,54 @@ struct BusyWorld : GpuWorld {
     }
     before = first.apply(before, count(first));
     script = random_script(shape, kGpus, 2, random);
-    const uint64_t moments = 1 + static_cast<uint64_t>(seconds * 1e6);
-    moment = std::chrono::microseconds(random() % moments);
+    batches_first = count(script) * moment / kMoments;
+    const auto batch_ns = static_cast<uint64_t>(1e9 * seconds / count(first));
+    then = std::chrono::nanoseconds(random() % (1 + batch_ns));
   }
 
   // Runs the second script and aborts the first engine halfway.
   std::vector<RunReport> run_and_abort(uint64_t timeout_ms) {
     std::vector<RunReport> reports(engines.size());
+    const uint32_t runs_before = progress(engines[0]).runs;
+    std::atomic<bool> ended{false};
     in_parallel(engines.size() + 1, [&](size_t i) {
       if (i < engines.size()) {
         reports[i] = run(engines[i], script, timeout_ms);
+        ended = true;
       } else {
-        std::this_thread::sleep_for(moment);
+        await_moment(runs_before, ended);
         eplb_engine_abort(engines[0].handle(), -1, "test", nullptr, 0);
       }
     });
     return reports;
   }
 
+  // Whether the second script was ended halfway after this many batches.
+  bool is_partial(uint32_t committed) const { return committed > 0 && committed < count(script); }
+
   std::vector<Bytes> before;
   Script script;
-  std::chrono::microseconds moment;
+
+ private:
+  // Returns in the middle of the batch after those that come first, or when the run has ended.
+  void await_moment(uint32_t runs_before, const std::atomic<bool>& ended) const {
+    uint32_t committed = 0, agreed = 0, runs = 0;
+    while (!ended && (runs <= runs_before || committed < batches_first)) {
+      std::this_thread::yield();
+      eplb_engine_progress(engines[0].handle(), &committed, &agreed, &runs, nullptr, 0);
+    }
+    std::this_thread::sleep_for(then);
+  }
+
+  uint32_t batches_first = 0;
+  std::chrono::nanoseconds then{};
 };
 
 TEST("eplb_engine_abort() at any moment ends the run soon and leaves whole batches") {
   std::mt19937_64 random(3);
   uint32_t partial = 0;
-  for (int i = 0; i < 16; ++i) {
-    BusyWorld world(false, 1 + static_cast<uint32_t>(i % 2), random);
+  for (uint32_t moment = 0; moment < kMoments; ++moment) {
+    BusyWorld world(false, 1 + moment % 2, moment, random);
     const auto start = std::chrono::steady_clock::now();
     const RunReport report = world.run_and_abort(kRunMs)[0];
     const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
@@ -295,25 +318,26 @@ TEST("eplb_engine_abort() at any moment ends the run soon and leaves whole batch
       CHECK_EQ(committed, count(world.script));
     } else {
       CHECK_EQ(report.outcome.status, EPLB_ABORTED);
-      partial += committed > 0 && committed < count(world.script) ? 1 : 0;
+      partial += world.is_partial(committed) ? 1 : 0;
     }
     world.expect(world.script.apply(world.before, committed), "after an abort");
   }
-  std::printf("  %u of 16 runs were ended halfway\n", partial);
+  std::printf("  %u of %u runs were ended halfway\n", partial, kMoments);
+  CHECK(partial > 0);  // else the test has not met what it is about
 }
 
 // What a rank that aborts leaves behind in NCCL's buffers must not pass for the bytes of a batch.
 TEST("eplb_engine_settle() brings ranks together after one of them aborted") {
   std::mt19937_64 random(4);
   uint32_t partial = 0, settled = 0;
-  for (int i = 0; i < 16; ++i) {
-    BusyWorld world(true, 1 + static_cast<uint32_t>(i % 2), random);
+  for (uint32_t moment = 0; moment < kMoments; ++moment) {
+    BusyWorld world(true, 2 - moment % 2, moment, random);
     uint32_t most = 0, least = count(world.script);
     for (const RunReport& report : world.run_and_abort(3000)) {
       most = std::max(most, report.result.committed_batches);
       least = std::min(least, report.result.committed_batches);
     }
-    partial += most > 0 && most < count(world.script) ? 1 : 0;
+    partial += world.is_partial(most) ? 1 : 0;
     settled += least < most ? 1 : 0;
     for (const Engine& engine : world.engines) {
       uint32_t committed = 0;
@@ -322,7 +346,9 @@ TEST("eplb_engine_settle() brings ranks together after one of them aborted") {
     }
     world.expect(world.script.apply(world.before, most), "after settling");
   }
-  std::printf("  %u of 16 runs were ended halfway, %u had to be settled\n", partial, settled);
+  std::printf("  %u of %u runs were ended halfway, %u had to be settled\n", partial, kMoments,
+              settled);
+  CHECK(partial > 0);
 }
 
 TEST("eplb_engine_run() ends at its time limit when a peer does not come") {

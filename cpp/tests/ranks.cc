@@ -142,8 +142,17 @@ std::vector<int32_t> Script::words(const std::vector<int32_t>& local_ranks) cons
 
 std::vector<Bytes> Script::apply(std::vector<Bytes> memory, uint32_t batches) const {
   for (uint32_t batch = 0; batch < batches; ++batch) {
-    const std::vector<Bytes> before = memory;
-    const auto place = [&](int32_t layer, int32_t slot) { return layer * shape.slots + slot; };
+    const auto place = [&](int32_t layer, int32_t slot) {
+      return layer * static_cast<int32_t>(shape.slots) + slot;
+    };
+    // A copy of the batch's layers, as they are before any operation; of others there is no need.
+    const BatchLayers& layers = this->batches[batch];
+    const int32_t first = place(layers.first, 0), end = place(layers.end, 0);
+    std::vector<Bytes> before(world, Bytes(end));
+    for (uint32_t rank = 0; rank < world; ++rank) {
+      const auto slots = memory[rank].begin();
+      std::copy(slots + first, slots + end, before[rank].begin() + first);
+    }
     for (const bool duplicates : {false, true}) {  // a duplicate's base comes first
       for (const Op& op : ops) {
         if (op.batch != static_cast<int32_t>(batch) || op.code == EPLB_OP_SEND) continue;

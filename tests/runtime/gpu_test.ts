@@ -20,41 +20,67 @@ const layout = new ExpertLayout([
 ]);
 const LAYERS = 6;
 const SLOTS = 5;
+/** Words of the digests of one expert. */
+const WORDS = 2 * layout.moved.length;
+/** Steps from one cycle to the next, if it is over by then. */
+const INTERVAL = 12;
+/** Cycles that must come to move weights, and the milliseconds in which they must. */
+const CYCLES = 5;
+const LIMIT = 60_000;
 
 /** Ranks on GPUs in turn, each slot filled as the map says. */
-async function makeWeights(
-  placement: Placement,
-  device: (rank: number) => number | "host",
-): Promise<ExpertWeights[]> {
+async function makeWeights(placement: Placement): Promise<ExpertWeights[]> {
   const { ranks } = placement;
   return await Promise.all(Array.from({ length: ranks }, async (_, rank) => {
     const weights = await ExpertWeights.allocate(library, {
       layout,
       layers: LAYERS,
       slots: SLOTS,
-      device: device(rank),
+      device: rank % gpus,
     });
     await weights.fill(columnsOf(placement, rank), { seed: 3 });
     return weights;
   }));
 }
 
+function digestOf(digests: Uint32Array, expert: number): Uint32Array {
+  return digests.subarray(expert * WORDS, (expert + 1) * WORDS);
+}
+
+/** Digests of every expert, computed once, on the host: [layers, experts] of `WORDS` words. */
+async function digestsOf(experts: number): Promise<Uint32Array> {
+  using all = await ExpertWeights.allocate(library, {
+    layout,
+    layers: LAYERS,
+    slots: experts,
+    device: "host",
+  });
+  const columns = Int32Array.from(
+    { length: LAYERS * experts },
+    (_, i) => i % experts,
+  );
+  await all.fill(columns, { seed: 3 });
+  return await all.digest();
+}
+
 /** Every slot has the digest of the expert that the map puts there; emptied slots have any. */
 async function assertHolds(
   weights: readonly ExpertWeights[],
   placement: Placement,
+  digests: Uint32Array,
 ): Promise<void> {
-  const expected = await makeWeights(placement, () => "host");
-  const words = 2 * layout.moved.length;
-  for (const [rank, one] of weights.entries()) {
-    const [found, right] = [await one.digest(), await expected[rank]!.digest()];
-    const experts = columnsOf(placement, rank);
-    for (let at = 0; at < found.length; at++) {
-      if (experts[Math.floor(at / words)]! >= 0) {
-        assertEquals(found[at], right[at]);
-      }
+  const experts = digests.length / LAYERS / WORDS;
+  const found = await Promise.all(weights.map((one) => one.digest()));
+  for (const [rank, own] of found.entries()) {
+    for (const [at, expert] of columnsOf(placement, rank).entries()) {
+      if (expert < 0) continue;
+      const layer = Math.floor(at / SLOTS);
+      assertEquals(
+        digestOf(own, at),
+        digestOf(digests, layer * experts + expert),
+        `rank ${rank}, layer ${layer}, slot ${at % SLOTS}`,
+      );
     }
-    expected[rank]!.close();
   }
 }
 
@@ -79,14 +105,15 @@ for (const { transport, ranks, ignore } of cases) {
         const experts = ranks * SLOTS - Math.min(ranks, 4);
         const shape = { layers: LAYERS, ranks, slotsPerRank: SLOTS, experts };
         const start = Placement.contiguous(shape);
-        const weights = await makeWeights(start, (rank) => rank % gpus);
+        const weights = await makeWeights(start);
+        const digests = await digestsOf(experts);
         const events: EplbEvent[] = [];
         const state = await EplbState.create({
           library,
           topology: Topology.uniform({ ranks, nodes: 1 }),
           policy,
           gate: false,
-          stepInterval: 12,
+          stepInterval: INTERVAL,
           windowSteps: 6,
           onEvent: (event) => events.push(event),
         });
@@ -96,25 +123,33 @@ for (const { transport, ranks, ignore } of cases) {
           experts,
           transport,
         });
+        const outcomes = (): readonly string[] =>
+          ofType(events, "cycle-ended").map(({ outcome }) => outcome);
+        const moved = (): number =>
+          outcomes().filter((outcome) => outcome === "committed").length;
         const random = new SeededRandom(4);
-        for (let step = 0; step < 60; step++) {
-          const hot = Math.floor(step / 12);
+        const end = performance.now() + LIMIT;
+        for (
+          let step = 0;
+          moved() < CYCLES && performance.now() < end;
+          step++
+        ) {
+          const hot = Math.floor(step / INTERVAL) % 7;
           model.record(
             Float64Array.from(
               { length: LAYERS * experts },
               (_, i) => i % 7 === hot ? 1000 : random.below(50),
             ),
           );
-          await assertHolds(weights, model.placement);
+          await assertHolds(weights, model.placement, digests);
           await breathe(2);
           await state.step();
         }
         await state.drain();
-        await assertHolds(weights, model.placement);
+        await assertHolds(weights, model.placement, digests);
         assertEquals(state.failure, undefined);
-        const outcomes = ofType(events, "cycle-ended").map((e) => e.outcome);
-        assert(outcomes.includes("committed"), `${outcomes}`);
-        assert(!outcomes.includes("abandoned"), `${outcomes}`);
+        assert(moved() >= CYCLES, `${outcomes()}`);
+        assert(!outcomes().includes("abandoned"), `${outcomes()}`);
         await state.close();
         for (const one of weights) one.close();
       },
