@@ -27,9 +27,9 @@ std::string pci_bus_id(int32_t ordinal);
 std::vector<GpuAllocation> export_gpu_memory(const WeightsView& weights, int32_t rank,
                                              int32_t ordinal);
 
-// All ranks' weights as one GPU of this process reaches them.
+// The neighbors' weights as one GPU of this process reaches them.
 struct GpuPeers {
-  std::vector<PullSource> ranks;  // [world]
+  std::vector<PullSource> ranks;  // [world]; without addresses where a rank is no neighbor
   std::vector<std::shared_ptr<const void>> mappings;
 };
 

@@ -16,10 +16,6 @@
 namespace eplb {
 namespace {
 
-// Blocks of the copy kernels that run beside pulls. 32 copy 1.4 TB/s inside an H200, more than a pull
-// brings in; with 64 the pulls of another process' memory fall from 366 to 295 GB/s.
-constexpr uint32_t kLocalBlocks = 32;
-
 constexpr std::chrono::microseconds kEager{50};
 // Copies between and within GPUs of one machine: what takes longer is stuck.
 constexpr std::chrono::seconds kFlushLimit{60};
@@ -195,7 +191,7 @@ class GpuPullMover : public Mover {
   }
 
   void submit(const Copies& copies, const Stream& stream) {
-    launch_copy(gpu_->pieces.work(copies.kernel), stream, kLocalBlocks);
+    launch_copy(gpu_->pieces.work(copies.kernel), stream, kCopyBlocksBesidePulls);
     submit(copies.engine, stream);
   }
 

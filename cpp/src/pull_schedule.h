@@ -46,10 +46,6 @@ struct PullTask {
   bool copy_engine_only = false;
 };
 
-struct Copies {
-  IndexRange kernel, engine;  // of PullSchedule's lists
-};
-
 struct PullBatch {
   IndexRange pull;  // of engine_pieces
   Copies gather;
