@@ -211,9 +211,9 @@ const ranks::Script kThree = [] {
   three.shape.tensor_bytes = {5000, 100, 4000, 20};
   three.world = 2;
   three.batches = {{0, 1}};
-  three.ops = {{0, 0, 0, EPLB_OP_SEND, 0, 0, 1, 2}, {0, 0, 1, EPLB_OP_RECEIVE, 0, 2, 0, 0},
-               {0, 0, 0, EPLB_OP_SEND, 0, 1, 1, 0}, {0, 0, 1, EPLB_OP_RECEIVE, 0, 0, 0, 1},
-               {0, 1, 0, EPLB_OP_SEND, 0, 2, 1, 1}, {0, 1, 1, EPLB_OP_RECEIVE, 0, 1, 0, 2}};
+  three.ops = {{0, 0, 0, EPLB_OP_SEND, 0, 0, 1, 2},    {0, 0, 1, EPLB_OP_RECEIVE, 0, 2, 0, 0},
+               {0, 0, 0, EPLB_OP_SEND, 0, 1, 1, 0},    {0, 0, 1, EPLB_OP_RECEIVE, 0, 0, 0, 1},
+               {0, 1, 0, EPLB_OP_SEND, 0, 2, 1, 1},    {0, 1, 1, EPLB_OP_RECEIVE, 0, 1, 0, 2}};
   return three;
 }();
 
