@@ -2,6 +2,8 @@
 // The pull+nccl transport, one rank per GPU on pretended nodes, against the naive model. With as
 // many nodes as ranks everything is sent, with one node everything is pulled, and four GPUs on two
 // nodes do both. Needs two GPUs and NCCL; skipped without.
+#include <cuda_runtime_api.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -180,6 +182,33 @@ TEST("pull+nccl: an abort at any moment ends the run soon, and settling brings r
     }
   }
   std::printf("  %u of %zu runs were ended halfway\n", partial, 3 * kNodes.size());
+}
+
+TEST("pull+nccl: memory that cannot be shared is refused only where it would be pulled from") {
+  const Shape shape = {1, 1, {64}};
+  const GpuWeights plain(shape, 0, false);
+  void* pooled = nullptr;
+  CHECK(cudaSetDevice(1) == cudaSuccess && cudaMallocAsync(&pooled, 64, nullptr) == cudaSuccess &&
+        cudaStreamSynchronize(nullptr) == cudaSuccess);
+  const eplb_weights_config config = {sizeof(config), 1, 1, 1, 1, 1};
+  const uint64_t table[2] = {reinterpret_cast<uint64_t>(pooled), 64};
+  eplb_handle weights = 0;
+  MUST(eplb_weights_create, &config, shape.tensor_bytes.data(), &weights);
+  MUST(eplb_weights_register, weights, static_cast<const uint64_t*>(table));
+  for (const int32_t node : {0, 1}) {
+    eplb_engine_config one = pull_config(2, 1, {});
+    one.transport = EPLB_TRANSPORT_PULL_NCCL;
+    const Engine engines[2] = {{one, {0}, {plain.handle()}, {0}}, {one, {1}, {weights}, {node}}};
+    const std::vector<std::vector<char>> blobs = {engines[0].blob(0), engines[1].blob(0)};
+    Outcome outcomes[2];
+    in_parallel(2, [&](size_t i) { outcomes[i] = connect(engines[i], blobs, kConnectMs); });
+    for (const Outcome& outcome : outcomes) {
+      CHECK_EQ(outcome.status, node == 0 ? EPLB_UNSUPPORTED : EPLB_OK);
+      if (node == 0) CHECK_CONTAINS(outcome.error, "Cannot pull from rank 1: it is in another");
+    }
+  }
+  MUST(eplb_weights_destroy, weights);
+  CHECK(cudaFreeAsync(pooled, nullptr) == cudaSuccess);
 }
 
 }  // namespace
