@@ -63,7 +63,9 @@ enum {
 #define EPLB_CAPABILITY_CUDA 1u  // built with CUDA
 #define EPLB_CAPABILITY_NCCL 2u  // built against NCCL's header; the library is opened at run time
 
-enum { EPLB_TRANSPORT_PULL = 1, EPLB_TRANSPORT_NCCL = 2 };
+// PULL: ranks copy from each other's memory. NCCL: they send and receive; GPUs only, one per rank.
+// PULL_NCCL: ranks of one node and machine pull, all others use NCCL, in the same run; GPUs as for NCCL.
+enum { EPLB_TRANSPORT_PULL = 1, EPLB_TRANSPORT_NCCL = 2, EPLB_TRANSPORT_PULL_NCCL = 3 };
 
 // ---- library ------------------------------------------------------------------------------------
 
@@ -205,7 +207,7 @@ typedef struct {
   uint32_t staging_sets;   // 1 to 4; with more than 1 the next batches move while one commits
   int32_t max_ctas;        // NCCL's thread blocks per communicator, 0: NCCL's own choice
   uint64_t small_bytes;    // tensors up to this size are packed instead of sent one by one
-  // pull on GPUs. 0: kernels copy what stays on its GPU, beside the copy engines' pulls; 1: the copy
+  // GPUs that pull. 0: kernels copy what stays on its GPU, beside the copy engines' pulls; 1: the copy
   // engines do that, too, and kernels copy small tensors only.
   uint32_t copy_engine_only;
   uint32_t reserved;       // 0
@@ -231,9 +233,11 @@ typedef struct {
   double seconds;              // wall time, first byte to last commit
 } eplb_run_result;
 
-// `local_ranks` [locals], `weights` [locals]. All weights must agree in layers, slots and tensors.
+// `local_ranks`, `weights` [locals]. All weights must agree in layers, slots and tensors. `local_nodes`
+// [locals]: any numbers that say which ranks of the job are on one node; may be NULL: all on node 0.
 EPLB_API int32_t eplb_engine_create(const eplb_engine_config* config, const int32_t* local_ranks,
-                                    const eplb_handle* weights, eplb_handle* engine, char* error,
+                                    const int32_t* local_nodes, const eplb_handle* weights,
+                                    eplb_handle* engine, char* error,
                                     uint64_t capacity) EPLB_NOEXCEPT;
 EPLB_API int32_t eplb_engine_describe(eplb_handle engine, eplb_engine_info* info, char* error,
                                       uint64_t capacity) EPLB_NOEXCEPT;
@@ -242,10 +246,10 @@ EPLB_API int32_t eplb_engine_describe(eplb_handle engine, eplb_engine_info* info
 EPLB_API int32_t eplb_engine_export(eplb_handle engine, uint32_t index, void* blob,
                                     uint64_t capacity_bytes, uint64_t* bytes, char* error,
                                     uint64_t capacity) EPLB_NOEXCEPT;
-// On GPUs a pull engine keeps peers' memory mapped until it is destroyed: no rank may free weights while
-// another rank's engine of the job lives.
+// On GPUs an engine keeps the memory that it pulls from mapped until it is destroyed: no rank may free
+// weights while another rank's engine of the job lives.
 // [waits] `blobs`: the blobs of all ranks, back to back in rank order; `lengths` [world]. Maps peers' memory
-// or joins NCCL communicators and warms every pair. A blob that does not fit is EPLB_PEER_MISMATCH.
+// and joins NCCL communicators, warming every pair that they serve. A blob that does not fit is EPLB_PEER_MISMATCH.
 EPLB_API int32_t eplb_engine_connect(eplb_handle engine, const void* blobs,
                                      const uint64_t* lengths, uint64_t timeout_ms, char* error,
                                      uint64_t capacity) EPLB_NOEXCEPT;

@@ -261,8 +261,8 @@ int32_t eplb_weights_destroy(eplb_handle weights, char* error, uint64_t capacity
 // ---- engine -------------------------------------------------------------------------------------
 
 int32_t eplb_engine_create(const eplb_engine_config* config, const int32_t* local_ranks,
-                           const eplb_handle* weights, eplb_handle* engine, char* error,
-                           uint64_t capacity) noexcept {
+                           const int32_t* local_nodes, const eplb_handle* weights,
+                           eplb_handle* engine, char* error, uint64_t capacity) noexcept {
   return guard(error, capacity, [&] {
     const eplb_engine_config known = read_struct(config);
     require(local_ranks, "local_ranks");
@@ -272,7 +272,8 @@ int32_t eplb_engine_create(const eplb_engine_config* config, const int32_t* loca
     const std::vector<Lease<Weights>> leases = borrow_all(weights, known.locals);
     std::vector<Engine::Local> locals;
     for (uint32_t i = 0; i < known.locals; ++i) {
-      locals.push_back({local_ranks[i], leases[i].object()});
+      const int32_t node = local_nodes == nullptr ? 0 : local_nodes[i];
+      locals.push_back({local_ranks[i], node, leases[i].object()});
     }
     *engine = engine_table().insert(std::make_shared<Engine>(known, std::move(locals)));
   });

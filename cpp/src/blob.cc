@@ -206,6 +206,13 @@ void check_compatible(const RankBlob& own, const RankBlob& peer) {
   }
 }
 
+bool are_neighbors(const RankBlob& a, const RankBlob& b) {
+  if (a.fixed.transport != EPLB_TRANSPORT_PULL_NCCL) {
+    return a.fixed.transport == EPLB_TRANSPORT_PULL;
+  }
+  return a.fixed.node == b.fixed.node && a.fixed.host.same_memory(b.fixed.host);
+}
+
 void check_reachable(const RankBlob& own, const RankBlob& peer) {
   const auto refuse = [&](const std::string& what) {
     throw Error(EPLB_UNSUPPORTED, text("Cannot pull from rank ", peer.fixed.rank, ": ", what),
@@ -217,9 +224,9 @@ void check_reachable(const RankBlob& own, const RankBlob& peer) {
                 own.fixed.ordinal < 0 ? "" : "; use nccl"));
   }
   if (peer.offset.empty()) {
-    refuse(
-        "it is in another process and its weights are private; let the library allocate "
-        "shareable weights");
+    refuse(text("it is in another process and its weights are private; let the library allocate ",
+                own.fixed.ordinal < 0 ? "shareable weights"
+                                      : "them, take their memory from cudaMalloc, or use nccl"));
   }
 }
 

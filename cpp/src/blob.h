@@ -37,6 +37,7 @@ struct RankBlob {
     uint32_t staging_cells, staging_sets;
     uint64_t small_bytes;
     uint32_t allocations;     // of GPU memory, if other ranks pull from there
+    int32_t node;             // of the topology
     char gpu[32];             // its PCI bus id
     GpuAllocation staging;    // of a GPU that pulls: the allocation of its staging memory,
     uint64_t staging_offset;  // and where in that it begins
@@ -45,7 +46,7 @@ struct RankBlob {
     SegmentReference weights;  // without a name: other processes cannot map them
     // Rank 0's, when a pull engine has ranks in other processes; the board for GPUs only.
     SegmentReference control, board;
-    NcclIdBlob nccl_id;  // rank 0's, for NCCL
+    NcclIdBlob nccl_id;  // rank 0's, if NCCL is used
   } fixed = {};
   std::vector<uint64_t> tensor_bytes;  // [tensors]
   std::vector<GpuAllocation> allocations;
@@ -66,6 +67,10 @@ struct RankBlob {
 
 // Throws EPLB_PEER_MISMATCH, naming the peer and what differs, unless their weights agree.
 void check_compatible(const RankBlob& own, const RankBlob& peer);
+
+// Whether two ranks copy from each other's memory. Blobs alone decide, so that both ends agree
+// which of them send and receive instead.
+bool are_neighbors(const RankBlob& a, const RankBlob& b);
 
 // Throws EPLB_UNSUPPORTED, saying what to do, unless this process can map another's weights.
 void check_reachable(const RankBlob& own, const RankBlob& peer);

@@ -17,6 +17,10 @@ struct IndexRange {  // of a list
   bool empty() const { return first == last; }
 };
 
+struct Copies {  // of pieces that kernels copy, and of those that copy engines do
+  IndexRange kernel, engine;
+};
+
 struct Span {
   uint64_t address, bytes;
 };

@@ -8,6 +8,7 @@
 #include <thread>
 #include <utility>
 
+#include "gpu_peers.h"
 #include "gpu_pull_mover.h"
 #include "nccl_factory.h"
 #include "pull_mover.h"
@@ -49,7 +50,7 @@ void check_config(const eplb_engine_config& config) {
   if (config.locals < 1 || config.locals > config.world) {
     wrong("locals", config.locals, text("1 to the world of ", config.world));
   }
-  if (config.transport != EPLB_TRANSPORT_PULL && config.transport != EPLB_TRANSPORT_NCCL) {
+  if (config.transport < EPLB_TRANSPORT_PULL || config.transport > EPLB_TRANSPORT_PULL_NCCL) {
     wrong("transport", config.transport, "a known one");
   }
   if (config.staging_cells < 1) wrong("staging_cells", config.staging_cells, "at least 1");
@@ -88,7 +89,7 @@ Engine::Engine(const eplb_engine_config& config, std::vector<Local> locals)
     : config_(config), locals_(std::move(locals)), progress_(locals_.size()) {
   check_locals();
   check_memory();
-  if (config_.transport == EPLB_TRANSPORT_NCCL) nccl_open(nullptr, nullptr);
+  if (uses_nccl()) nccl_open(nullptr, nullptr);
   blobs_.resize(locals_.size());
   staging_.resize(locals_.size());
   crew_ = std::make_unique<Crew>(locals_.size());
@@ -126,7 +127,7 @@ void Engine::check_memory() const {
     const std::string start = text("Cannot create engine: the weights of rank ", local.rank);
     if (!local.weights->has_memory()) refuse(start + " have no memory");
     const bool host = local.weights->device()->ordinal() < 0;
-    if (host && config_.transport == EPLB_TRANSPORT_NCCL) {
+    if (host && uses_nccl()) {
       refuse(start + " are in host memory; nccl moves GPU memory, use pull", EPLB_UNSUPPORTED);
     }
     if (host == on_gpus()) {
@@ -170,6 +171,7 @@ RankBlob Engine::make_blob(uint32_t index) {
   blob.fixed.tensors = view.tensors;
   blob.fixed.ordinal = local.weights->device()->ordinal();
   blob.fixed.staging_cells = config_.staging_cells;
+  blob.fixed.node = local.node;
   blob.fixed.staging_sets = config_.staging_sets;
   blob.fixed.small_bytes = config_.small_bytes;
   blob.fixed.host = this_host();
@@ -178,7 +180,7 @@ RankBlob Engine::make_blob(uint32_t index) {
   offer_weights(*local.weights, &blob);
   if (pulls_on_gpus()) offer_staging(index, &blob);
   if (local.rank != 0) return blob;
-  if (config_.transport == EPLB_TRANSPORT_NCCL) {
+  if (uses_nccl()) {
     blob.fixed.nccl_id = nccl_make_id();
   } else if (has_remote_ranks()) {
     control_ = Control::create_shared(config_.world, fences());
@@ -201,12 +203,10 @@ void Engine::offer_weights(const Weights& weights, RankBlob* blob) {
     blob->fixed.weights = segment->reference();
     segments_.push_back(blob->fixed.weights);
     memory.push_back({reinterpret_cast<uint64_t>(segment->data()), segment->bytes()});
-  } else if (pulls_on_gpus()) {
+  } else if (on_gpus() && config_.transport != EPLB_TRANSPORT_NCCL) {
     const std::string gpu = pci_bus_id(weights.device()->ordinal());
     gpu.copy(blob->fixed.gpu, sizeof(blob->fixed.gpu) - 1);
-    if (has_remote_ranks()) {
-      blob->allocations = export_gpu_memory(view, blob->fixed.rank, weights.device()->ordinal());
-    }
+    if (has_remote_ranks()) blob->allocations = share_gpu_memory(weights, blob->fixed.rank);
     for (const GpuAllocation& one : blob->allocations) memory.push_back({one.address, one.bytes});
   }
   if (!memory.empty()) blob->offer(view, memory);
@@ -222,6 +222,17 @@ void Engine::offer_staging(uint32_t index, RankBlob* blob) {
   if (!has_remote_ranks()) return;
   blob->fixed.staging = export_gpu_allocation(address, device->ordinal());
   blob->fixed.staging_offset = address - blob->fixed.staging.address;
+}
+
+// Empty for memory that cannot be shared, if that may turn out not to matter: check_neighbors()
+// knows.
+std::vector<GpuAllocation> Engine::share_gpu_memory(const Weights& weights, int32_t rank) const {
+  try {
+    return export_gpu_memory(weights.view(), rank, weights.device()->ordinal());
+  } catch (const Error& error) {
+    if (!uses_nccl() || error.status != EPLB_UNSUPPORTED) throw;
+    return {};
+  }
 }
 
 void Engine::connect(const char* blobs, const uint64_t* lengths, uint64_t timeout_ms) {
@@ -273,22 +284,35 @@ void Engine::join(const std::vector<RankBlob>& blobs) {
   const RankBlob& own = blobs[locals_[0].rank];
   for (const RankBlob& peer : blobs) check_compatible(own, peer);
   cancellation_.check("connect engine");
-  std::vector<Executor::Member> members;
-  if (config_.transport == EPLB_TRANSPORT_NCCL) {
-    members = make_movers([&](const MoverConfig& config) {
-      return make_nccl_mover(config, blobs[0].fixed.nccl_id, cancellation_);
-    });
-  } else {
-    members = make_pull_movers(blobs);
+  check_neighbors(blobs);
+  executor_ =
+      std::make_unique<Executor>(uses_nccl() ? make_nccl_movers(blobs) : make_pull_movers(blobs),
+                                 config_.staging_sets, cancellation_, *crew_, progress_);
+}
+
+// Neighbors in different engines must be able to map each other. Both ends refuse if they cannot,
+// so that none waits for the other.
+void Engine::check_neighbors(const std::vector<RankBlob>& blobs) const {
+  std::vector<bool> is_local(config_.world);
+  for (const Local& local : locals_) is_local[local.rank] = true;
+  for (const Local& local : locals_) {
+    for (const RankBlob& peer : blobs) {
+      const RankBlob& own = blobs[local.rank];
+      if (is_local[peer.fixed.rank] || !are_neighbors(own, peer)) continue;
+      check_reachable(own, peer);
+      check_reachable(peer, own);
+    }
   }
-  executor_ = std::make_unique<Executor>(std::move(members), config_.staging_sets, cancellation_,
-                                         *crew_, progress_);
+}
+
+std::vector<Executor::Member> Engine::make_nccl_movers(const std::vector<RankBlob>& blobs) {
+  return make_movers([&](const MoverConfig& config) {
+    return make_nccl_mover(config, blobs[0].fixed.nccl_id,
+                           map_gpu_peers(blobs, local_views(), config.rank), cancellation_);
+  });
 }
 
 std::vector<Executor::Member> Engine::make_pull_movers(const std::vector<RankBlob>& blobs) {
-  if (has_remote_ranks()) {  // local ranks, too, as peers must be able to map them
-    for (const RankBlob& peer : blobs) check_reachable(blobs[locals_[0].rank], peer);
-  }
   if (on_gpus()) {
     join_control(blobs[0]);
     join_board(blobs[0]);
@@ -364,7 +388,8 @@ MoverConfig Engine::mover_config(size_t index) const {
   config.staging = {config_.staging_cells, config_.staging_sets, config_.small_bytes};
   config.staging_address = staging_[index].address();
   config.max_ctas = config_.max_ctas;
-  config.copy_engine_only = config_.copy_engine_only != 0;
+  config.copy_engine_only =
+      config_.copy_engine_only != 0 && config_.transport != EPLB_TRANSPORT_NCCL;
   return config;
 }
 

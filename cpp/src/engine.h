@@ -33,7 +33,7 @@ class Engine : public HandleObject {
   static constexpr uint64_t kHandleKind = 2;
 
   struct Local {
-    int32_t rank;
+    int32_t rank, node;
     std::shared_ptr<Weights> weights;
   };
   // The config is checked, and the caller holds the turn of all weights.
@@ -63,13 +63,17 @@ class Engine : public HandleObject {
 
   void check_locals() const;
   void check_memory() const;
+  bool uses_nccl() const { return config_.transport != EPLB_TRANSPORT_PULL; }
   bool on_gpus() const { return locals_[0].weights->device()->ordinal() >= 0; }
   RankBlob make_blob(uint32_t index);
   void offer_weights(const Weights& weights, RankBlob* blob);
   void offer_staging(uint32_t index, RankBlob* blob);
+  std::vector<GpuAllocation> share_gpu_memory(const Weights& weights, int32_t rank) const;
   std::vector<RankBlob> decode_blobs(const char* bytes, const uint64_t* lengths);
   void check_own(const RankBlob& blob, const char* bytes, uint64_t length) const;
   void join(const std::vector<RankBlob>& blobs);
+  void check_neighbors(const std::vector<RankBlob>& blobs) const;
+  std::vector<Executor::Member> make_nccl_movers(const std::vector<RankBlob>& blobs);
   std::vector<Executor::Member> make_pull_movers(const std::vector<RankBlob>& blobs);
   std::vector<WeightsView> local_views() const;
   std::shared_ptr<const std::vector<WeightsView>> map_peers(const std::vector<RankBlob>& blobs);

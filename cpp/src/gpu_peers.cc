@@ -222,7 +222,9 @@ std::shared_ptr<const GpuPeers> map_gpu_peers(const std::vector<RankBlob>& blobs
   use_device(blobs[own].fixed.ordinal);
   auto peers = std::make_shared<GpuPeers>();
   for (const RankBlob& peer : blobs) {
-    peers->ranks.push_back(reach(blobs[own], peer, locals[peer.fixed.rank], peers.get()));
+    peers->ranks.push_back(are_neighbors(blobs[own], peer)
+                               ? reach(blobs[own], peer, locals[peer.fixed.rank], peers.get())
+                               : PullPeer());
   }
   return peers;
 }

@@ -31,9 +31,9 @@ std::string pci_bus_id(int32_t ordinal);
 std::vector<GpuAllocation> export_gpu_memory(const WeightsView& weights, int32_t rank,
                                              int32_t ordinal);
 
-// All ranks' memory as one GPU of this process reaches them.
+// The memory of ranks that this one reaches as one GPU of this process sees it.
 struct GpuPeers {
-  std::vector<PullPeer> ranks;  // [world]
+  std::vector<PullPeer> ranks;  // [world]; without addresses where a rank is no neighbor
   std::vector<std::shared_ptr<const void>> mappings;
 };
 

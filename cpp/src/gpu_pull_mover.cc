@@ -18,10 +18,6 @@
 namespace eplb {
 namespace {
 
-// Blocks of the copy kernels that run beside pushes. 32 copy 1.4 TB/s inside an H200, more than its
-// links bring in.
-constexpr uint32_t kLocalBlocks = 32;
-
 // Streams with pushes to other ranks: a copy engine's start and end leave gaps that another's
 // copies fill. Four H200s that write to each other all at once bring 312 GB/s into each with one
 // lane, 384 with three.
@@ -113,7 +109,7 @@ class GpuPullMover : public Mover {
     task.staging = config_.staging;
     task.gather_by_engine = config_.copy_engine_only;
     task.commit_by_engine = config_.copy_engine_only && !held;
-    commit_blocks_ = held ? all_blocks(ordinal()) : kLocalBlocks;
+    commit_blocks_ = held ? all_blocks(ordinal()) : kCopyBlocksBesidePulls;
     schedule_ = make_pull_schedule(batches, task);
     gpu_->pieces.upload(schedule_.kernel_pieces);
   }
@@ -147,7 +143,7 @@ class GpuPullMover : public Mover {
     submit(plan.pull, gpu_->pull);
     set.pulled.record(gpu_->pull);
     gpu_->gather.wait(set.committed);  // of the batch that had this staging set before
-    submit(plan.gather, gpu_->gather, kLocalBlocks);
+    submit(plan.gather, gpu_->gather, kCopyBlocksBesidePulls);
     set.gathered.record(gpu_->gather);
     bytes_in += plan.bytes_in;
     bytes_out += plan.bytes_out;

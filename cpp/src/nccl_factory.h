@@ -10,6 +10,8 @@
 
 namespace eplb {
 
+struct GpuPeers;
+
 struct NcclIdBlob {  // ncclUniqueId, as bytes that travel in rank 0's bootstrap blob
   char bytes[128];
 };
@@ -19,9 +21,11 @@ struct NcclIdBlob {  // ncclUniqueId, as bytes that travel in rank 0's bootstrap
 int32_t nccl_open(const char* path, std::string* found);
 NcclIdBlob nccl_make_id();
 
-// Joins the communicator and warms every pair. Runs on the rank's own thread: it waits for all
-// ranks, until `cancellation` ends it.
+// Joins the communicator and warms every pair that is to use it. Runs on the rank's own thread: it
+// waits for all ranks, until `cancellation` ends it. From `peers` that have addresses the rank
+// pulls.
 std::unique_ptr<Mover> make_nccl_mover(const MoverConfig& config, const NcclIdBlob& id,
-                                       Cancellation& cancellation);
+                                       std::shared_ptr<const GpuPeers> peers,
+                                       const Cancellation& cancellation);
 
 }  // namespace eplb

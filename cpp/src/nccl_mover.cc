@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "backoff.h"
+#include "copy_engine.h"
 #include "digest.h"
 #include "nccl_factory.h"
 
@@ -38,11 +39,32 @@ int transfer_priority() {
   return greatest;
 }
 
+NcclTask task_of(const MoverConfig& config, const GpuPeers& peers) {
+  NcclTask task;
+  task.rank = config.rank;
+  task.weights = config.weights;
+  for (const PullPeer& peer : peers.ranks) {
+    task.neighbors.push_back(peer.weights.address.empty() ? nullptr : &peer.weights);
+  }
+  task.neighbors[task.rank] = nullptr;
+  task.gather_by_engine = config.copy_engine_only;
+  return task;
+}
+
+uint32_t copy_blocks(const NcclTask& task) {
+  const bool pulls = std::any_of(task.neighbors.begin(), task.neighbors.end(),
+                                 [](const WeightsView* neighbor) { return neighbor != nullptr; });
+  return pulls ? kCopyBlocksBesidePulls : kCopyBlocks;
+}
+
 }  // namespace
 
 struct NcclMover::Resources {
-  Resources(const MoverConfig& config, const StagingLayout& layout)
-      : transfer(transfer_priority()),
+  Resources(const MoverConfig& config, const StagingLayout& layout,
+            std::shared_ptr<const GpuPeers> peers)
+      : peers(std::move(peers)),
+        pull(transfer_priority()),
+        transfer(transfer_priority()),
         events(std::make_unique<SetEvents[]>(config.staging.sets)),
         reports((config.staging.sets + 1) * sizeof(FenceReport)),
         giving_up(sizeof(uint32_t)),
@@ -54,7 +76,9 @@ struct NcclMover::Resources {
   uint64_t* fence_value() const { return pointer<uint64_t>(scratch.address() + 2 * kLongMessage); }
   uint64_t* fence_sum() const { return fence_value() + 1; }
 
-  Stream transfer, local, commit;
+  const std::shared_ptr<const GpuPeers> peers;
+  CopyEngine engine;
+  Stream pull, transfer, local, commit;
   std::unique_ptr<SetEvents[]> events;  // [sets]
   PinnedMemory reports;                 // [sets + 1]: of the fences that can be open at once
   PinnedMemory giving_up;               // one word
@@ -66,11 +90,15 @@ struct NcclMover::Resources {
 };
 
 NcclMover::NcclMover(const MoverConfig& config, const NcclIdBlob& id,
-                     const Cancellation& cancellation)
-    : config_(config), cancellation_(cancellation), layout_(config.weights, config.staging) {
+                     std::shared_ptr<const GpuPeers> peers, const Cancellation& cancellation)
+    : config_(config),
+      cancellation_(cancellation),
+      layout_(config.weights, config.staging),
+      task_(task_of(config, *peers)),
+      copy_blocks_(copy_blocks(task_)) {
   // All memory first: once NCCL's kernels wait for other ranks, an allocation might wait for them.
   use_device(config.device->ordinal());
-  gpu_ = std::make_unique<Resources>(config, layout_);
+  gpu_ = std::make_unique<Resources>(config, layout_, std::move(peers));
   load_kernels();
   const WeightsView& weights = config.weights;
   const uint64_t slot_tensors = uint64_t{1} * weights.layers * weights.slots * weights.tensors;
@@ -99,7 +127,8 @@ void NcclMover::warm_up() {
   });
 }
 
-// Every rank meets its peers in the same order: in step s, rank r sends to r + s.
+// Every rank meets its peers in the same order: in step s, rank r sends to r + s. Neighbors send
+// each other nothing, then or later.
 void NcclMover::exchange_with_all(uint64_t bytes, const char* what) {
   const uint64_t outgoing = gpu_->scratch.address();
   const uint64_t incoming = outgoing + kLongMessage;
@@ -108,8 +137,8 @@ void NcclMover::exchange_with_all(uint64_t bytes, const char* what) {
     for (int32_t n = 0; n < kPeersPerGroup && step < config_.world; ++n, ++step) {
       const int32_t to = (config_.rank + step) % config_.world;
       const int32_t from = (config_.rank - step + config_.world) % config_.world;
-      messages.push_back({true, to, outgoing, bytes});
-      messages.push_back({false, from, incoming, bytes});
+      if (task_.neighbor(to) == nullptr) messages.push_back({true, to, outgoing, bytes});
+      if (task_.neighbor(from) == nullptr) messages.push_back({false, from, incoming, bytes});
     }
     communicator_->exchange(messages.data(), messages.data() + messages.size(), gpu_->transfer,
                             what);
@@ -118,33 +147,35 @@ void NcclMover::exchange_with_all(uint64_t bytes, const char* what) {
 
 void NcclMover::begin(const std::vector<RankBatch>& batches, bool held) {
   ++run_;
-  commit_blocks_ = held ? all_blocks(config_.device->ordinal()) : kCopyBlocks;
+  commit_blocks_ = held ? all_blocks(config_.device->ordinal()) : copy_blocks_;
   bytes_in = bytes_out = 0;
   guarded([&] {
     use_device(config_.device->ordinal());
     const uint64_t sets = config_.staging.sets;
     StagingAddresses addresses;
     addresses.sets = sets;
-    addresses.send_experts = most_sent(batches);
-    addresses.pack_experts = most_packed(batches);
+    addresses.send_experts = most_sent(batches, task_);
+    addresses.pack_experts = most_packed(batches, task_);
     grow(&gpu_->pack_bytes, &gpu_->packs, sets * addresses.pack_experts * layout_.pack_bytes);
     grow(&gpu_->send_pack_bytes, &gpu_->send_packs,
          sets * addresses.send_experts * layout_.pack_bytes);
     addresses.cells = gpu_->staging.address();
     addresses.packs = gpu_->packs.address();
     addresses.send_packs = gpu_->send_packs.address();
-    schedule_ = make_schedule(batches, config_.weights, layout_, addresses);
+    NcclTask task = task_;
+    task.commit_by_engine = config_.copy_engine_only && !held;
+    schedule_ = make_schedule(batches, task, layout_, addresses);
     upload();
   });
 }
 
-// All pieces of the run, then their running sum of chunks.
+// All pieces of the run that kernels copy, then their running sum of chunks.
 void NcclMover::upload() {
-  first_chunk_ = count_chunks(schedule_.pieces);
-  const uint64_t piece_bytes = schedule_.pieces.size() * sizeof(Piece);
+  first_chunk_ = count_chunks(schedule_.kernel_pieces);
+  const uint64_t piece_bytes = schedule_.kernel_pieces.size() * sizeof(Piece);
   const uint64_t chunk_bytes = first_chunk_.size() * sizeof(uint64_t);
   grow(&gpu_->list_bytes, &gpu_->lists, piece_bytes + chunk_bytes);
-  copy_up(gpu_->lists.address(), schedule_.pieces.data(), piece_bytes);
+  copy_up(gpu_->lists.address(), schedule_.kernel_pieces.data(), piece_bytes);
   copy_up(gpu_->lists.address() + piece_bytes, first_chunk_.data(), chunk_bytes);
 }
 
@@ -173,10 +204,20 @@ void NcclMover::grow(uint64_t* capacity, Allocation* memory, uint64_t bytes) {
       config_.staging.sets * layout_.set_bytes() + gpu_->pack_bytes + gpu_->send_pack_bytes;
 }
 
+void NcclMover::copy(const Copies& copies, const Stream& stream, uint32_t blocks) {
+  launch_copy(work(copies.kernel), stream, blocks);
+  submit(copies.engine, stream);
+}
+
+void NcclMover::submit(const IndexRange& engine_pieces, const Stream& stream) {
+  const Piece* pieces = schedule_.engine_pieces.data();
+  gpu_->engine.submit(pieces + engine_pieces.first, pieces + engine_pieces.last, stream);
+}
+
 WorkList<Piece> NcclMover::work(const IndexRange& range) const {
   const auto* pieces = pointer<const Piece>(gpu_->lists.address());
-  const auto* first_chunk =
-      pointer<const uint64_t>(gpu_->lists.address() + schedule_.pieces.size() * sizeof(Piece));
+  const auto* first_chunk = pointer<const uint64_t>(gpu_->lists.address() +
+                                                    schedule_.kernel_pieces.size() * sizeof(Piece));
   return {pieces + range.first, first_chunk + range.first, range.last - range.first,
           first_chunk_[range.first], first_chunk_[range.last]};
 }
@@ -187,14 +228,17 @@ void NcclMover::stage(size_t batch) {
     const BatchSchedule& plan = schedule_.batches[batch];
     const SetEvents& set = events(batch);
     const std::string what = text("stage batch ", batch);
-    gpu_->local.wait(set.committed);  // of the batch that had this staging set before
-    gpu_->transfer.wait(set.committed);
+    for (const Stream* stream : {&gpu_->pull, &gpu_->local, &gpu_->transfer}) {
+      stream->wait(set.committed);  // of the batch that had this staging set before
+    }
+    submit(plan.pull, gpu_->pull);
+    set.pulled.record(gpu_->pull);
     if (!plan.pack.empty()) {
-      launch_copy(work(plan.pack), gpu_->local);
+      launch_copy(work(plan.pack), gpu_->local, copy_blocks_);
       set.packed.record(gpu_->local);
       gpu_->transfer.wait(set.packed);
     }
-    launch_copy(work(plan.copy), gpu_->local);
+    copy(plan.copy, gpu_->local, copy_blocks_);
     set.copied.record(gpu_->local);
     for (const IndexRange& round : plan.rounds) {
       const Message* messages = schedule_.messages.data();
@@ -207,6 +251,7 @@ void NcclMover::stage(size_t batch) {
 void NcclMover::arrive(size_t batch) {
   guarded([&] {
     use_device(config_.device->ordinal());
+    gpu_->transfer.wait(events(batch).pulled);
     gpu_->transfer.wait(events(batch).copied);
     raise_fence(batch, text("announce batch ", batch).c_str());
   });
@@ -243,7 +288,7 @@ bool NcclMover::resolve(size_t batch) {
 
 void NcclMover::commit(size_t batch) {
   use_device(config_.device->ordinal());
-  launch_copy(work(schedule_.batches[batch].commit), gpu_->commit, commit_blocks_);
+  copy(schedule_.batches[batch].commit, gpu_->commit, commit_blocks_);
   events(batch).committed.record(gpu_->commit);
 }
 
@@ -252,7 +297,8 @@ void NcclMover::land(size_t batch) {
 }
 
 void NcclMover::flush() {
-  await_commits([&] { return gpu_->commit.idle(); }, kEager);
+  await_commits([&] { return gpu_->commit.idle() && gpu_->pull.idle() && gpu_->local.idle(); },
+                kEager);
 }
 
 // Not subject to the cancellation: what was decided is carried out.
@@ -307,7 +353,8 @@ bool NcclMover::drained(std::chrono::milliseconds limit) noexcept {
     return cudaStreamQuery(stream) == cudaErrorNotReady;
   };
   Backoff backoff(kEager);
-  while (running(gpu_->transfer) || running(gpu_->local) || running(gpu_->commit)) {
+  while (running(gpu_->transfer) || running(gpu_->pull) || running(gpu_->local) ||
+         running(gpu_->commit)) {
     if (std::chrono::steady_clock::now() >= deadline) return false;
     backoff.pause();
   }
@@ -372,8 +419,9 @@ bool NcclMover::reached(size_t fence, const char* what) {
 }
 
 std::unique_ptr<Mover> make_nccl_mover(const MoverConfig& config, const NcclIdBlob& id,
-                                       Cancellation& cancellation) {
-  auto mover = std::make_unique<NcclMover>(config, id, cancellation);
+                                       std::shared_ptr<const GpuPeers> peers,
+                                       const Cancellation& cancellation) {
+  auto mover = std::make_unique<NcclMover>(config, id, std::move(peers), cancellation);
   mover->warm_up();
   return mover;
 }

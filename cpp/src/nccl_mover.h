@@ -1,15 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-// Moves expert weights between GPUs with grouped ncclSend and ncclRecv.
+// Moves expert weights between GPUs with grouped ncclSend and ncclRecv; what its neighbors have, if
+// it has any (see are_neighbors in blob.h), a rank copies from their slots.
 //
-// Three streams of one rank; time goes from left to right:
+// Four streams of one rank; time goes from left to right:
 //
+//   pull       pull 0            pull 1
 //   local      pack 0 · copy 0   pack 1 · copy 1
 //   transfer           groups 0 · fence 0 · groups 1 · fence 1
 //   commit                                  commit 0           commit 1
 //
-// The fence of a batch is an all-reduce of one number per rank, behind the batch's groups. It says
-// that every rank has all its bytes, and has read all it needed of the others' slots. It must not
-// be fooled by failures, and two things would fool a plain barrier:
+// The fence of a batch is an all-reduce of one number per rank, behind the batch's groups and
+// copies. It says that every rank has all its bytes, and has read all it needed of the others'
+// slots. It must not be fooled by failures, and two things would fool a plain barrier:
 //
 //  - ncclCommAbort lets kernels leave early, and whatever is queued behind them in the stream runs.
 //    So nothing that overwrites slots is ever queued behind a fence: commits are enqueued by the
@@ -21,7 +23,10 @@
 //    fence, and so all groups before it were genuine, does the sum come out right, whatever else is
 //    in NCCL's buffers. A wrong sum is a peer that failed.
 //
-// What is received directly into slots is no danger: those slots' bytes are given up.
+// What is received or pulled directly into slots is no danger: those slots' bytes are given up.
+//
+// Copies between neighbors know nothing of NCCL and always end. A rank that gives up waits for its
+// own (flush), so that nothing reads its neighbors' memory once it has left the run.
 //
 // A right sum stays right: it may arrive after this rank has given up, and the batch is committed
 // then (resolve). If another rank has seen it and this one has not, settling commits the batch:
@@ -35,6 +40,7 @@
 
 #include "allocation.h"
 #include "cuda_check.h"
+#include "gpu_peers.h"
 #include "kernels.h"
 #include "mover.h"
 #include "nccl_communicator.h"
@@ -44,11 +50,13 @@ namespace eplb {
 
 class NcclMover : public Mover {
  public:
-  NcclMover(const MoverConfig& config, const NcclIdBlob& id, const Cancellation& cancellation);
+  NcclMover(const MoverConfig& config, const NcclIdBlob& id, std::shared_ptr<const GpuPeers> peers,
+            const Cancellation& cancellation);
   ~NcclMover() override;
 
-  // Makes NCCL connect every pair of ranks. Else it would at a pair's first message: slowly, and
-  // taking memory that may be gone by then. Once, before the first run, on every rank.
+  // Makes NCCL connect every pair of ranks that are no neighbors. Else it would at a pair's first
+  // message: slowly, and taking memory that may be gone by then. Once, before the first run, on
+  // every rank.
   void warm_up();
 
   void begin(const std::vector<RankBatch>& batches, bool held) override;
@@ -64,7 +72,7 @@ class NcclMover : public Mover {
 
  private:
   struct SetEvents {
-    Event packed, copied, committed;
+    Event packed, pulled, copied, committed;
   };
   // What has to outlive every kernel.
   struct Resources;
@@ -88,15 +96,19 @@ class NcclMover : public Mover {
   void grow(uint64_t* capacity, Allocation* memory, uint64_t bytes);
   void upload();
   void copy_up(uint64_t target, const void* source, uint64_t bytes);
+  void copy(const Copies& copies, const Stream& stream, uint32_t blocks);
+  void submit(const IndexRange& engine_pieces, const Stream& stream);
   WorkList<Piece> work(const IndexRange& range) const;
 
   const MoverConfig config_;
   const Cancellation& cancellation_;
   const StagingLayout layout_;
+  const NcclTask task_;
+  const uint32_t copy_blocks_;
   std::unique_ptr<Resources> gpu_;
   std::unique_ptr<NcclCommunicator> communicator_;
   Schedule schedule_;
-  std::vector<uint64_t> first_chunk_;  // of schedule_.pieces
+  std::vector<uint64_t> first_chunk_;  // of schedule_.kernel_pieces
   uint32_t run_ = 0;
   uint32_t commit_blocks_ = 0;
 };

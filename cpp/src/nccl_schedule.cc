@@ -3,6 +3,7 @@
 #include "nccl_schedule.h"
 
 #include <algorithm>
+#include <map>
 #include <numeric>
 #include <tuple>
 
@@ -35,13 +36,14 @@ uint64_t most_of(const std::vector<RankBatch>& batches, Count count) {
 // each has to be one range.
 class BatchBuilder {
  public:
-  BatchBuilder(const RankBatch& batch, uint64_t set, const WeightsView& weights,
+  BatchBuilder(const RankBatch& batch, uint64_t set, const NcclTask& task,
                const StagingLayout& layout, const StagingAddresses& staging)
       : batch_(batch),
-        weights_(weights),
+        task_(task),
+        weights_(task.weights),
         layout_(layout),
-        expert_bytes_(
-            std::accumulate(weights.tensor_bytes.begin(), weights.tensor_bytes.end(), uint64_t{0})),
+        expert_bytes_(std::accumulate(weights_.tensor_bytes.begin(), weights_.tensor_bytes.end(),
+                                      uint64_t{0})),
         cells_(staging.cells + set * layout.set_bytes()),
         packs_(staging.packs + set * staging.pack_experts * layout.pack_bytes),
         send_packs_(staging.send_packs + set * staging.send_experts * layout.pack_bytes) {}
@@ -50,18 +52,37 @@ class BatchBuilder {
     number_cells();
     for_each_group([&](const std::vector<uint32_t>& group) {
       const Operation& operation = batch_.operations[group.front()];
-      if (operation.code == EPLB_OP_COPY) return add_copies(group);
+      if (operation.code == EPLB_OP_COPY) {
+        return add_copies(group, weights_, task_.gather_by_engine ? &copy_.engine : &copy_.kernel);
+      }
+      const uint64_t bytes = group.size() * expert_bytes_;
+      (operation.code == EPLB_OP_SEND ? result_.bytes_out : result_.bytes_in) += bytes;
+      if (const WeightsView* neighbor = task_.neighbor(operation.peer)) {
+        if (operation.code == EPLB_OP_SEND) return;  // it pulls
+        return add_copies(group, *neighbor, &pull_[distance(operation.peer)]);
+      }
       open_round(operation.round, schedule);
       operation.code == EPLB_OP_SEND ? add_sends(group, schedule) : add_receives(group, schedule);
     });
     for (const RankBatch::Commit& change : batch_.commits) add_commit(change);
-    result_.pack = append(pack_, schedule);
+    result_.pack = append(pack_, &schedule->kernel_pieces);
+    result_.pull = append_pulls(&schedule->engine_pieces);
     result_.copy = append(copy_, schedule);
     result_.commit = append(commit_, schedule);
     schedule->batches.push_back(std::move(result_));
   }
 
  private:
+  struct Lists {
+    std::vector<Piece> kernel, engine;
+  };
+
+  // How many ranks round the world a neighbor is away.
+  int32_t distance(int32_t peer) const {
+    const int32_t world = static_cast<int32_t>(task_.neighbors.size());
+    return (peer - task_.rank + world) % world;
+  }
+
   // Cells go to receives and copies that are not direct, in the order of operations.
   void number_cells() {
     cell_of_.assign(batch_.operations.size(), 0);
@@ -119,7 +140,6 @@ class BatchBuilder {
       }
     }
     add_packs({true, peer, packs, group.size() * layout_.pack_bytes}, schedule);
-    result_.bytes_out += group.size() * expert_bytes_;
   }
 
   // The other end of add_sends().
@@ -137,12 +157,11 @@ class BatchBuilder {
           const uint64_t target = operation.direct ? slot : staged(cell_of_[i], tensor);
           schedule->messages.push_back({false, peer, target, bytes});
         } else if (operation.direct) {
-          commit_.push_back({slot, in_pack(pack, tensor), bytes});
+          commit_.kernel.push_back({slot, in_pack(pack, tensor), bytes});
         }
       }
     }
     add_packs({false, peer, packs, group.size() * layout_.pack_bytes}, schedule);
-    result_.bytes_in += group.size() * expert_bytes_;
   }
 
   void add_packs(const Message& message, Schedule* schedule) {
@@ -150,7 +169,10 @@ class BatchBuilder {
     result_.rounds.back().last = static_cast<uint32_t>(schedule->messages.size());
   }
 
-  void add_copies(const std::vector<uint32_t>& group) {
+  // What this rank copies itself, from its own slots or a neighbor's; large tensors go on a list of
+  // their own.
+  void add_copies(const std::vector<uint32_t>& group, const WeightsView& from,
+                  std::vector<Piece>* large) {
     for (const uint32_t i : group) {
       const Operation& operation = batch_.operations[i];
       if (!operation.direct) pack_of_[cell_of_[i]] = next_pack_++;
@@ -158,15 +180,18 @@ class BatchBuilder {
         const uint64_t target = operation.direct
                                     ? weights_.at(operation.layer, tensor, operation.slot)
                                     : staged(cell_of_[i], tensor);
-        copy_.push_back({target, weights_.at(operation.layer, tensor, operation.peer_slot),
-                         weights_.tensor_bytes[tensor]});
+        std::vector<Piece>* pieces = layout_.small[tensor] ? &copy_.kernel : large;
+        pieces->push_back({target, from.at(operation.layer, tensor, operation.peer_slot),
+                           weights_.tensor_bytes[tensor]});
       }
     }
   }
 
   void add_commit(const RankBatch::Commit& change) {
     for (int32_t tensor = 0; tensor < weights_.tensors; ++tensor) {
-      commit_.push_back({weights_.at(change.layer, tensor, change.slot),
+      const bool by_kernel = layout_.small[tensor] || !task_.commit_by_engine;
+      std::vector<Piece>* pieces = by_kernel ? &commit_.kernel : &commit_.engine;
+      pieces->push_back({weights_.at(change.layer, tensor, change.slot),
                          staged(static_cast<uint32_t>(change.cell), tensor),
                          weights_.tensor_bytes[tensor]});
     }
@@ -182,13 +207,25 @@ class BatchBuilder {
     return packs_ + pack * layout_.pack_bytes + layout_.offset[tensor];
   }
 
-  static IndexRange append(const std::vector<Piece>& pieces, Schedule* schedule) {
-    const uint32_t first = static_cast<uint32_t>(schedule->pieces.size());
-    schedule->pieces.insert(schedule->pieces.end(), pieces.begin(), pieces.end());
-    return {first, static_cast<uint32_t>(schedule->pieces.size())};
+  static IndexRange append(const std::vector<Piece>& pieces, std::vector<Piece>* all) {
+    const uint32_t first = static_cast<uint32_t>(all->size());
+    all->insert(all->end(), pieces.begin(), pieces.end());
+    return {first, static_cast<uint32_t>(all->size())};
+  }
+
+  static Copies append(const Lists& lists, Schedule* schedule) {
+    return {append(lists.kernel, &schedule->kernel_pieces),
+            append(lists.engine, &schedule->engine_pieces)};
+  }
+
+  IndexRange append_pulls(std::vector<Piece>* all) const {
+    const uint32_t first = static_cast<uint32_t>(all->size());
+    for (const auto& [distance, pieces] : pull_) append(pieces, all);
+    return {first, static_cast<uint32_t>(all->size())};
   }
 
   const RankBatch& batch_;
+  const NcclTask& task_;
   const WeightsView& weights_;
   const StagingLayout& layout_;
   const uint64_t expert_bytes_;
@@ -197,7 +234,9 @@ class BatchBuilder {
   std::vector<uint32_t> pack_of_;              // [cells]
   uint32_t next_pack_ = 0, next_send_ = 0;
   int32_t round_ = 0;
-  std::vector<Piece> pack_, copy_, commit_;
+  std::vector<Piece> pack_;
+  std::map<int32_t, std::vector<Piece>> pull_;  // by distance
+  Lists copy_, commit_;
   BatchSchedule result_;
 };
 
@@ -215,20 +254,23 @@ StagingLayout::StagingLayout(const WeightsView& weights, const StagingPlan& plan
 
 uint64_t StagingLayout::set_bytes() const { return cells * cell_bytes; }
 
-uint64_t most_sent(const std::vector<RankBatch>& batches) {
-  return most_of(batches, [](const Operation& o) { return o.code == EPLB_OP_SEND; });
+uint64_t most_sent(const std::vector<RankBatch>& batches, const NcclTask& task) {
+  return most_of(batches, [&](const Operation& o) {
+    return o.code == EPLB_OP_SEND && task.neighbor(o.peer) == nullptr;
+  });
 }
 
-uint64_t most_packed(const std::vector<RankBatch>& batches) {
-  return most_of(batches,
-                 [](const Operation& o) { return o.code == EPLB_OP_RECEIVE || o.takes_cell(); });
+uint64_t most_packed(const std::vector<RankBatch>& batches, const NcclTask& task) {
+  return most_of(batches, [&](const Operation& o) {
+    return o.takes_cell() || (o.code == EPLB_OP_RECEIVE && task.neighbor(o.peer) == nullptr);
+  });
 }
 
-Schedule make_schedule(const std::vector<RankBatch>& batches, const WeightsView& weights,
+Schedule make_schedule(const std::vector<RankBatch>& batches, const NcclTask& task,
                        const StagingLayout& layout, const StagingAddresses& staging) {
   Schedule schedule;
   for (size_t b = 0; b < batches.size(); ++b) {
-    BatchBuilder(batches[b], b % staging.sets, weights, layout, staging).append_to(&schedule);
+    BatchBuilder(batches[b], b % staging.sets, task, layout, staging).append_to(&schedule);
   }
   return schedule;
 }

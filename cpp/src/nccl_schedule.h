@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a program means to NCCL: the batches of one rank as lists of pieces for the copy kernel and
+// What a program means to a rank that uses NCCL: its batches as lists of pieces to copy and
 // messages for sends and receives, with every address worked out before the first byte moves.
 //
 // Large tensors travel one by one, from their slot straight into a staging cell. A launch or a send
@@ -16,6 +16,10 @@
 // unpacks them, too. A direct copy inside a rank takes neither.
 //
 // Both ends derive the same messages in the same order from the operations between them.
+//
+// From its neighbors a rank copies itself, and sends them nothing: large tensors by copy engine,
+// first from the next rank and so on round the world (as in pull_schedule.h), small ones by kernel,
+// along with what it copies inside itself. A direct operation between neighbors takes no pack.
 #pragma once
 
 #include <cstdint>
@@ -52,24 +56,40 @@ struct Message {
 };
 
 struct BatchSchedule {
-  IndexRange pack;                 // pieces: slots -> send packs, before the sends
-  IndexRange copy;                 // pieces: slots -> staging, for experts that stay on the rank
-  IndexRange commit;               // pieces: staging -> slots
-  std::vector<IndexRange> rounds;  // messages; each round is one NCCL group
+  IndexRange pack;                       // kernel pieces: slots -> send packs, before the sends
+  IndexRange pull;                       // engine pieces: slots of neighbors -> staging
+  Copies copy;                           // slots -> staging, what else the rank copies itself
+  Copies commit;                         // staging -> slots
+  std::vector<IndexRange> rounds;        // messages; each round is one NCCL group
   uint64_t bytes_in = 0, bytes_out = 0;  // of tensors, without padding
 };
 
 struct Schedule {
-  std::vector<Piece> pieces;
+  std::vector<Piece> kernel_pieces, engine_pieces;
   std::vector<Message> messages;
   std::vector<BatchSchedule> batches;
 };
 
+// Whose programs are lowered, and how.
+struct NcclTask {
+  int32_t rank = 0;
+  WeightsView weights;
+  // [world]: weights of neighbors as this process sees them, null for other ranks; or empty: there
+  // are no neighbors.
+  std::vector<const WeightsView*> neighbors;
+  // Who copies what is large inside the rank: copy engines, or else the copy kernel.
+  bool gather_by_engine = false, commit_by_engine = false;
+
+  const WeightsView* neighbor(int32_t peer) const {
+    return neighbors.empty() ? nullptr : neighbors[peer];
+  }
+};
+
 // The most experts that one batch sends, and the most whose small tensors it holds in packs.
-uint64_t most_sent(const std::vector<RankBatch>& batches);
-uint64_t most_packed(const std::vector<RankBatch>& batches);
+uint64_t most_sent(const std::vector<RankBatch>& batches, const NcclTask& task);
+uint64_t most_packed(const std::vector<RankBatch>& batches, const NcclTask& task);
 // Throws EPLB_INVALID_ARGUMENT for a batch that needs more cells than there are.
-Schedule make_schedule(const std::vector<RankBatch>& batches, const WeightsView& weights,
+Schedule make_schedule(const std::vector<RankBatch>& batches, const NcclTask& task,
                        const StagingLayout& layout, const StagingAddresses& staging);
 
 }  // namespace eplb

@@ -15,7 +15,8 @@ int32_t nccl_open(const char*, std::string*) { refuse(); }
 
 NcclIdBlob nccl_make_id() { refuse(); }
 
-std::unique_ptr<Mover> make_nccl_mover(const MoverConfig&, const NcclIdBlob&, Cancellation&) {
+std::unique_ptr<Mover> make_nccl_mover(const MoverConfig&, const NcclIdBlob&,
+                                       std::shared_ptr<const GpuPeers>, const Cancellation&) {
   refuse();
 }
 

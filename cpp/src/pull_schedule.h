@@ -57,10 +57,6 @@ struct PullTask {
   bool gather_by_engine = false, commit_by_engine = false;
 };
 
-struct Copies {
-  IndexRange kernel, engine;  // of PullSchedule's lists
-};
-
 // To one rank.
 struct Push {
   int32_t peer;

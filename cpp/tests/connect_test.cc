@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "blob.h"
 #include "ranks.h"
 
 using namespace ranks;
@@ -153,6 +154,30 @@ TEST("names of shared memory go away with seal, or with the engine and the weigh
     CHECK_EQ(names_left(blob), 2);
     MUST(eplb_engine_destroy, never_connected.engine.handle());
     CHECK_EQ(names_left(blob), 0);
+  }
+}
+
+TEST("are_neighbors() looks at transport, node and host, from either side") {
+  const auto expect = [](int32_t transport, bool same_node, bool same_host, bool expected) {
+    eplb::RankBlob a, b;
+    a.fixed.transport = b.fixed.transport = transport;
+    a.fixed.host = b.fixed.host = eplb::this_host();
+    a.fixed.layers = a.fixed.slots = a.fixed.tensors = 1;
+    a.tensor_bytes = {8};
+    a.fixed.node = 7;
+    b.fixed.node = same_node ? 7 : 0;
+    if (!same_host) b.fixed.host.boot_id[0] ^= 1;
+    const std::vector<char> sent = a.encode();
+    const eplb::RankBlob received = eplb::RankBlob::decode(sent.data(), sent.size(), 0);
+    CHECK_EQ(eplb::are_neighbors(received, b), expected);
+    CHECK_EQ(eplb::are_neighbors(b, received), expected);
+  };
+  expect(EPLB_TRANSPORT_PULL_NCCL, true, true, true);
+  expect(EPLB_TRANSPORT_PULL_NCCL, false, true, false);
+  expect(EPLB_TRANSPORT_PULL_NCCL, true, false, false);
+  for (const bool same : {false, true}) {
+    expect(EPLB_TRANSPORT_PULL, same, same, true);
+    expect(EPLB_TRANSPORT_NCCL, same, same, false);
   }
 }
 

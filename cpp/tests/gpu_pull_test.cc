@@ -248,7 +248,7 @@ TEST("a job with host and GPU memory is refused, and both ranks are named") {
   const int32_t all[2] = {0, 1};
   const eplb_handle handles[2] = {host.handle(), gpu.handle()};
   MUST_FAIL(EPLB_UNSUPPORTED, "of rank 1 are on a GPU, but those of rank 0 in host memory",
-            eplb_engine_create, &both, static_cast<const int32_t*>(all),
+            eplb_engine_create, &both, static_cast<const int32_t*>(all), nullptr,
             static_cast<const eplb_handle*>(handles), &engine);
   const Engine on_host(one, {0}, {host.handle()}), on_gpu(one, {1}, {gpu.handle()});
   const Outcome refused = connect(on_host, {on_host.blob(0), on_gpu.blob(0)});

@@ -20,9 +20,11 @@ void copy(uint64_t target, uint64_t source, uint64_t bytes) {
   std::memcpy(reinterpret_cast<void*>(target), reinterpret_cast<const void*>(source), bytes);
 }
 
+uint32_t size(const IndexRange& range) { return range.last - range.first; }
+
 // One rank: weights tensor by tensor, as serving engines hold them, and its staging memory.
 struct Rank {
-  Rank(const ranks::Shape& shape, const StagingPlan& plan, const std::vector<RankBatch>& batches) {
+  explicit Rank(const ranks::Shape& shape) {
     view.layers = static_cast<int32_t>(shape.layers);
     view.slots = static_cast<int32_t>(shape.slots);
     view.tensors = static_cast<int32_t>(shape.tensors());
@@ -35,13 +37,25 @@ struct Rank {
       view.stride.push_back(bytes);
       at += bytes * shape.slots;
     }
+  }
+  // A rank without neighbors, and its schedule.
+  Rank(const ranks::Shape& shape, const StagingPlan& plan, const std::vector<RankBatch>& batches)
+      : Rank(shape) {
+    lower(batches, plan, {});
+  }
+
+  // `like`: rank, neighbors and who copies.
+  void lower(const std::vector<RankBatch>& batches, const StagingPlan& plan, NcclTask like) {
+    task = std::move(like);
+    task.weights = view;
     const StagingLayout layout(view, plan);
+    const uint64_t packed = most_packed(batches, task), sent = most_sent(batches, task);
     staging.assign(plan.sets * layout.set_bytes(), '\0');
-    packs.assign(plan.sets * most_packed(batches) * layout.pack_bytes, '\0');
-    send_packs.assign(plan.sets * most_sent(batches) * layout.pack_bytes, '\0');
-    schedule = make_schedule(batches, view, layout,
-                             {address_of(staging), address_of(packs), address_of(send_packs),
-                              plan.sets, most_packed(batches), most_sent(batches)});
+    packs.assign(plan.sets * packed * layout.pack_bytes, '\0');
+    send_packs.assign(plan.sets * sent * layout.pack_bytes, '\0');
+    schedule = make_schedule(
+        batches, task, layout,
+        {address_of(staging), address_of(packs), address_of(send_packs), plan.sets, packed, sent});
   }
 
   // Copies between the weights and what the naive model works on.
@@ -58,15 +72,21 @@ struct Rank {
     }
   }
 
-  void move(const IndexRange& range) const {
+  static void move(const std::vector<Piece>& pieces, const IndexRange& range) {
     for (uint32_t i = range.first; i < range.last; ++i) {
-      const Piece& piece = schedule.pieces[i];
-      copy(piece.target, piece.source, piece.bytes);
+      copy(pieces[i].target, pieces[i].source, pieces[i].bytes);
     }
+  }
+  void by_kernel(const IndexRange& range) const { move(schedule.kernel_pieces, range); }
+  void by_engine(const IndexRange& range) const { move(schedule.engine_pieces, range); }
+  void move(const Copies& copies) const {
+    by_kernel(copies.kernel);
+    by_engine(copies.engine);
   }
 
   WeightsView view;
   std::string weights, staging, packs, send_packs;
+  NcclTask task;
   Schedule schedule;
 };
 
@@ -80,6 +100,7 @@ void deliver(const std::vector<Rank>& all, size_t batch) {
         for (uint32_t i = round.first; i < round.last; ++i) {
           const Message& message = all[r].schedule.messages[i];
           if (message.sends != sends) continue;
+          CHECK(all[r].task.neighbor(message.peer) == nullptr);
           if (sends) {
             sent[{rank, message.peer}].push_back(message);
             continue;
@@ -106,8 +127,45 @@ std::vector<RankBatch> batches_of(const ranks::Script& script, int32_t rank, int
   return parse_program(words.data(), words.size(), limits)[0];
 }
 
-TEST("make_schedule() puts every expert where the naive model puts it") {
+// The ranks of a random program on random nodes; `nodes` 0: each rank is alone.
+std::vector<Rank> lower_all(const ranks::Script& script, const StagingPlan& plan, uint32_t nodes,
+                            std::mt19937_64& random) {
+  std::vector<Rank> all;
+  all.reserve(script.world);  // what neighbors point to stays where it is
+  std::vector<uint64_t> node_of;
+  for (uint32_t rank = 0; rank < script.world; ++rank) {
+    all.emplace_back(script.shape);
+    node_of.push_back(nodes == 0 ? rank : random() % nodes);
+  }
+  for (uint32_t rank = 0; rank < script.world; ++rank) {
+    NcclTask task;
+    task.rank = static_cast<int32_t>(rank);
+    task.gather_by_engine = random() % 2 == 0;
+    task.commit_by_engine = random() % 2 == 0;
+    for (uint32_t peer = 0; peer < script.world; ++peer) {
+      const bool near = peer != rank && node_of[peer] == node_of[rank];
+      task.neighbors.push_back(near ? &all[peer].view : nullptr);
+    }
+    const int32_t cells = static_cast<int32_t>(plan.cells);
+    all[rank].lower(batches_of(script, task.rank, cells), plan, task);
+  }
+  return all;
+}
+
+void run_batch(const std::vector<Rank>& all, size_t batch) {
+  const auto plan = [&](const Rank& rank) -> const BatchSchedule& {
+    return rank.schedule.batches[batch];
+  };
+  for (const Rank& rank : all) rank.by_kernel(plan(rank).pack);
+  for (const Rank& rank : all) rank.by_engine(plan(rank).pull);
+  for (const Rank& rank : all) rank.move(plan(rank).copy);
+  deliver(all, batch);
+  for (const Rank& rank : all) rank.move(plan(rank).commit);
+}
+
+TEST("make_schedule() puts every expert where the naive model puts it, whoever is a neighbor") {
   std::mt19937_64 random(1);
+  size_t pulled = 0, sent = 0, both = 0;
   const std::vector<ranks::Shape> shapes = {
       {1, 1, {8}}, {5, 3, {1, 17, 300, 5}}, {9, 6, {2000, 1000, 71, 35}}};
   for (const ranks::Shape& shape : shapes) {
@@ -118,21 +176,21 @@ TEST("make_schedule() puts every expert where the naive model puts it") {
                                     1 + static_cast<uint32_t>(i % 2), small_bytes};
           ranks::Script script = ranks::random_script(shape, world, plan.cells, random);
           if (i / 2 % 2 == 1) make_direct(&script, random);
-          std::vector<Rank> all;
-          all.reserve(world);
+          const std::vector<Rank> all =
+              lower_all(script, plan, static_cast<uint32_t>(i % 4), random);
           std::vector<ranks::Bytes> memory;
-          for (uint32_t rank = 0; rank < world; ++rank) {
-            all.emplace_back(
-                shape, plan,
-                batches_of(script, static_cast<int32_t>(rank), static_cast<int32_t>(plan.cells)));
+          for (const Rank& rank : all) {
             memory.push_back(ranks::random_bytes(shape, random));
-            all[rank].exchange(shape, &memory.back(), false);
+            rank.exchange(shape, &memory.back(), false);
           }
           for (size_t batch = 0; batch < script.batches.size(); ++batch) {
-            for (const Rank& rank : all) rank.move(rank.schedule.batches[batch].pack);
-            for (const Rank& rank : all) rank.move(rank.schedule.batches[batch].copy);
-            deliver(all, batch);
-            for (const Rank& rank : all) rank.move(rank.schedule.batches[batch].commit);
+            run_batch(all, batch);
+            for (const Rank& rank : all) {
+              const BatchSchedule& plan = rank.schedule.batches[batch];
+              pulled += plan.pull.empty() ? 0 : 1;
+              sent += plan.rounds.empty() ? 0 : 1;
+              both += plan.pull.empty() || plan.rounds.empty() ? 0 : 1;
+            }
           }
           memory = script.apply(memory, static_cast<uint32_t>(script.batches.size()));
           for (uint32_t rank = 0; rank < world; ++rank) {
@@ -144,6 +202,7 @@ TEST("make_schedule() puts every expert where the naive model puts it") {
       }
     }
   }
+  CHECK(pulled > both + 100 && sent > both + 100 && both > 100);
 }
 
 // Two experts from rank 0 to rank 1 in one round, and a third in the next.
@@ -153,9 +212,9 @@ const ranks::Script kThree = [] {
   three.shape.tensor_bytes = {5000, 100, 4000, 20};
   three.world = 2;
   three.batches = {{0, 1}};
-  three.ops = {{0, 0, 0, EPLB_OP_SEND, 0, 0, 1, 2},    {0, 0, 1, EPLB_OP_RECEIVE, 0, 2, 0, 0},
-               {0, 0, 0, EPLB_OP_SEND, 0, 1, 1, 0},    {0, 0, 1, EPLB_OP_RECEIVE, 0, 0, 0, 1},
-               {0, 1, 0, EPLB_OP_SEND, 0, 2, 1, 1},    {0, 1, 1, EPLB_OP_RECEIVE, 0, 1, 0, 2}};
+  three.ops = {{0, 0, 0, EPLB_OP_SEND, 0, 0, 1, 2}, {0, 0, 1, EPLB_OP_RECEIVE, 0, 2, 0, 0},
+               {0, 0, 0, EPLB_OP_SEND, 0, 1, 1, 0}, {0, 0, 1, EPLB_OP_RECEIVE, 0, 0, 0, 1},
+               {0, 1, 0, EPLB_OP_SEND, 0, 2, 1, 1}, {0, 1, 1, EPLB_OP_RECEIVE, 0, 1, 0, 2}};
   return three;
 }();
 
@@ -169,7 +228,8 @@ TEST("make_schedule() sends all small tensors for one rank in one round as one m
     CHECK_EQ(own.schedule.messages[4].bytes, 2u * (112 + 32));  // aligned to 16
     CHECK_EQ(own.schedule.messages[7].bytes, 112u + 32);
     CHECK_EQ(batch.pack.last - batch.pack.first, rank == 0 ? 6u : 0u);
-    CHECK_EQ(batch.commit.last - batch.commit.first, rank == 0 ? 0u : 12u);
+    CHECK_EQ(size(batch.commit.kernel), rank == 0 ? 0u : 12u);
+    CHECK(own.schedule.engine_pieces.empty());
     CHECK_EQ(batch.bytes_out, rank == 0 ? 3u * 9120 : 0u);
     CHECK_EQ(batch.bytes_in, rank == 0 ? 0u : 3u * 9120);
   }
@@ -190,7 +250,7 @@ TEST("make_schedule() receives direct operations without cells, large tensors in
   ranks::Script script = kThree;
   for (const size_t i : {1, 5}) script.ops[i].code |= EPLB_OP_DIRECT;  // of slots 2 and 1
   const std::vector<RankBatch> batches = batches_of(script, 1, 1);
-  CHECK_EQ(most_packed(batches), 3u);
+  CHECK_EQ(most_packed(batches, {}), 3u);
   const Rank own(script.shape, {1, 1, 100}, batches);
   const BatchSchedule& batch = own.schedule.batches[0];
   const std::vector<Message>& messages = own.schedule.messages;
@@ -200,8 +260,81 @@ TEST("make_schedule() receives direct operations without cells, large tensors in
   CHECK_EQ(messages[2].address, address_of(own.staging));
   CHECK_EQ(messages[4].bytes, 2u * (112 + 32));
   CHECK_EQ(messages[5].address, own.view.at(0, 0, 1));
-  CHECK_EQ(batch.commit.last - batch.commit.first, 2u + 4 + 2);  // small; both; small tensors
+  CHECK_EQ(size(batch.commit.kernel), 2u + 4 + 2);  // small; both; small tensors
   CHECK_EQ(batch.bytes_in, 3u * 9120);
+}
+
+// Both ranks of kThree as neighbors.
+std::vector<Rank> make_neighbors(const std::vector<RankBatch>& sender,
+                                 const std::vector<RankBatch>& receiver, bool copy_engine_only) {
+  std::vector<Rank> both;
+  both.reserve(2);
+  for (int rank = 0; rank < 2; ++rank) both.emplace_back(kThree.shape);
+  for (const int32_t rank : {0, 1}) {
+    NcclTask task;
+    task.rank = rank;
+    task.neighbors = {nullptr, nullptr};
+    task.neighbors[1 - rank] = &both[1 - rank].view;
+    task.gather_by_engine = task.commit_by_engine = copy_engine_only;
+    both[rank].lower(rank == 0 ? sender : receiver, {3, 1, 100}, task);
+  }
+  return both;
+}
+
+TEST("make_schedule() sends neighbors nothing, and pulls their large tensors straight from slots") {
+  for (const bool copy_engine_only : {false, true}) {
+    const std::vector<Rank> both =
+        make_neighbors(batches_of(kThree, 0, 3), batches_of(kThree, 1, 3), copy_engine_only);
+    const BatchSchedule &sender = both[0].schedule.batches[0], &batch = both[1].schedule.batches[0];
+    CHECK(both[0].schedule.kernel_pieces.empty() && both[0].schedule.engine_pieces.empty());
+    CHECK_EQ(sender.bytes_out, 3u * 9120);
+    CHECK_EQ(batch.bytes_in, 3u * 9120);
+    CHECK(both[0].schedule.messages.empty() && both[1].schedule.messages.empty());
+    CHECK(sender.rounds.empty() && batch.rounds.empty());
+    CHECK(both[0].send_packs.empty());
+    CHECK_EQ(size(batch.pull), 6u);
+    const Piece& first = both[1].schedule.engine_pieces[batch.pull.first];
+    CHECK_EQ(first.source, both[0].view.at(0, 0, 0));
+    CHECK_EQ(first.target, address_of(both[1].staging));
+    CHECK_EQ(size(batch.copy.kernel), 6u);  // small tensors
+    CHECK_EQ(size(batch.commit.kernel), copy_engine_only ? 6u : 12u);
+    CHECK_EQ(size(batch.commit.engine), copy_engine_only ? 6u : 0u);
+  }
+}
+
+TEST("make_schedule() pulls direct operations into their slots, without packs and commits") {
+  ranks::Script script = kThree;
+  for (const size_t i : {1, 3, 5}) script.ops[i].code |= EPLB_OP_DIRECT;
+  const std::vector<RankBatch> batches = batches_of(script, 1, 1);
+  const std::vector<Rank> both = make_neighbors(batches_of(script, 0, 1), batches, false);
+  const BatchSchedule& batch = both[1].schedule.batches[0];
+  const std::vector<Piece>& pulls = both[1].schedule.engine_pieces;
+  CHECK(both[1].packs.empty());
+  CHECK_EQ(size(batch.commit.kernel), 0u);
+  CHECK_EQ(size(batch.pull), 6u);
+  CHECK_EQ(pulls[0].source, both[0].view.at(0, 0, 0));
+  CHECK_EQ(pulls[0].target, both[1].view.at(0, 0, 2));
+  CHECK_EQ(both[1].schedule.kernel_pieces[0].target, both[1].view.at(0, 1, 2));
+}
+
+TEST("make_schedule() pulls from the next rank first, and so on round the world") {
+  ranks::Script script;
+  script.shape.slots = 4;
+  script.shape.tensor_bytes = {64};
+  script.world = 4;
+  script.batches = {{0, 1}};
+  for (const int32_t peer : {0, 1, 3}) {  // slot `peer` of each to the same slot of rank 2
+    script.ops.push_back({0, 0, peer, EPLB_OP_SEND, 0, peer, 2, peer});
+    script.ops.push_back({0, 0, 2, EPLB_OP_RECEIVE, 0, peer, peer, peer});
+  }
+  std::mt19937_64 random(5);
+  const std::vector<Rank> all = lower_all(script, {3, 1, 0}, 1, random);
+  const Schedule& schedule = all[2].schedule;
+  CHECK_EQ(size(schedule.batches[0].pull), 3u);
+  for (uint32_t i = 0; i < 3; ++i) {
+    const int32_t peer = std::vector<int32_t>{3, 0, 1}[i];
+    CHECK_EQ(schedule.engine_pieces[i].source, all[peer].view.at(0, 0, peer));
+  }
 }
 
 TEST("make_schedule() refuses a batch that needs more cells than there are") {

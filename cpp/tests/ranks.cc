@@ -243,9 +243,10 @@ eplb_engine_config engine_config(uint32_t world, uint32_t locals, uint32_t cells
 }
 
 Engine::Engine(const eplb_engine_config& config, const std::vector<int32_t>& local_ranks,
-               const std::vector<eplb_handle>& weights)
+               const std::vector<eplb_handle>& weights, const std::vector<int32_t>& local_nodes)
     : ranks_(local_ranks) {
-  MUST(eplb_engine_create, &config, local_ranks.data(), weights.data(), &handle_);
+  MUST(eplb_engine_create, &config, local_ranks.data(),
+       local_nodes.empty() ? nullptr : local_nodes.data(), weights.data(), &handle_);
 }
 
 Engine::~Engine() {

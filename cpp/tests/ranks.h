@@ -123,8 +123,9 @@ eplb_engine_config engine_config(uint32_t world, uint32_t locals, uint32_t cells
 // An engine of some ranks; destroyed with this.
 class Engine {
  public:
+  // Without `local_nodes` all ranks are on one node.
   Engine(const eplb_engine_config& config, const std::vector<int32_t>& local_ranks,
-         const std::vector<eplb_handle>& weights);
+         const std::vector<eplb_handle>& weights, const std::vector<int32_t>& local_nodes = {});
   Engine(Engine&& other) noexcept : handle_(other.handle_), ranks_(std::move(other.ranks_)) {
     other.handle_ = 0;
   }

@@ -76,7 +76,7 @@ TEST("weights get memory once, and are refused before they have it") {
   const eplb_engine_config config = engine_config(1, 1, 1, 1);
   eplb_handle engine = 0;
   MUST_FAIL(EPLB_INVALID_ARGUMENT, "rank 0 have no memory", eplb_engine_create, &config, &rank,
-            &bare.handle, &engine);
+            nullptr, &bare.handle, &engine);
   MUST(eplb_weights_allocate, bare.handle, 0u);
   MUST_FAIL(EPLB_INVALID_ARGUMENT, "have memory already", eplb_weights_allocate, bare.handle, 0u);
   MUST_FAIL(EPLB_INVALID_ARGUMENT, "have memory already", eplb_weights_register, bare.handle,
@@ -241,7 +241,7 @@ TEST("eplb_engine_create() refuses ranks that share memory, weights or shape") {
   const auto refuse = [&](std::vector<int32_t> ranks, std::vector<eplb_handle> handles,
                           const std::string& part) {
     eplb_handle engine = 0;
-    MUST_FAIL(EPLB_INVALID_ARGUMENT, part, eplb_engine_create, &config, ranks.data(),
+    MUST_FAIL(EPLB_INVALID_ARGUMENT, part, eplb_engine_create, &config, ranks.data(), nullptr,
               handles.data(), &engine);
   };
   refuse({2, 3}, {a.handle, b.handle}, "the weights of ranks 2 and 3 overlap");
@@ -260,7 +260,7 @@ TEST("eplb_engine_create() refuses configs out of range") {
     const int32_t rank = 0;
     const eplb_handle handle = weights.handle();
     eplb_handle engine = 0;
-    MUST_FAIL(status, part, eplb_engine_create, &config, &rank, &handle, &engine);
+    MUST_FAIL(status, part, eplb_engine_create, &config, &rank, nullptr, &handle, &engine);
   };
   const int32_t bad = EPLB_INVALID_ARGUMENT;
   refuse("world is 0", bad, [](auto& config) { config.world = 0; });
@@ -273,6 +273,8 @@ TEST("eplb_engine_create() refuses configs out of range") {
   refuse("max_ctas is -1", bad, [](auto& config) { config.max_ctas = -1; });
   refuse("use pull", EPLB_UNSUPPORTED,
          [](auto& config) { config.transport = EPLB_TRANSPORT_NCCL; });
+  refuse("use pull", EPLB_UNSUPPORTED,
+         [](auto& config) { config.transport = EPLB_TRANSPORT_PULL_NCCL; });
 }
 
 }  // namespace

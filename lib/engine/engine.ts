@@ -131,6 +131,7 @@ export class Engine implements AsyncDisposable {
     const native = new NativeEngine(options.library, {
       world: topology.ranks,
       ranks,
+      nodes: ranks.map((rank) => topology.nodeOf[rank]!),
       weights,
       transport,
       stagingCells: staging.cells,

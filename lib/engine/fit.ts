@@ -68,15 +68,16 @@ export function chooseTransport(options: EngineOptions): TransportName {
     ? wanted
     : onHost > 0 || options.topology.nodes === 1
     ? "pull"
-    : "nccl";
-  if (transport === "nccl" && onHost > 0) {
+    : "pull+nccl";
+  if (transport === "pull") return transport;
+  if (onHost > 0) {
     throw new RangeError(
-      'Cannot use transport "nccl": weights are in host memory, use "pull"',
+      `Cannot use transport "${transport}": weights are in host memory, use "pull"`,
     );
   }
-  if (transport === "nccl" && new Set(devices).size < devices.length) {
+  if (new Set(devices).size < devices.length) {
     throw new RangeError(
-      `Cannot use transport "nccl": two ranks share a GPU (devices ${devices}), ` +
+      `Cannot use transport "${transport}": two ranks share a GPU (devices ${devices}), ` +
         'NCCL needs one GPU per rank; use "pull" inside a node',
     );
   }

@@ -30,7 +30,8 @@ export interface EngineOptions {
   readonly ranks?: readonly number[];
   /**
    * How bytes move: `pull` copies from peers' memory, on one host or between the GPUs of one
-   * node; `nccl` sends and receives, with one GPU per rank. `auto` is `nccl` for GPUs on several
+   * node; `nccl` sends and receives, with one GPU per rank; `pull+nccl` pulls between GPUs of one
+   * node and host, and uses NCCL between all others. `auto` is `pull+nccl` for GPUs on several
    * nodes of the topology, else `pull`.
    *
    * @default {"auto"}
@@ -51,16 +52,16 @@ export interface EngineOptions {
    */
   readonly maxCtas?: number;
   /**
-   * Tensors of up to this many bytes per expert are moved together: one message of `nccl`,
-   * one kernel of `pull` on GPUs.
+   * Tensors of up to this many bytes per expert are moved together: one message of NCCL,
+   * one kernel where GPUs pull.
    *
    * @default {1048576}
    */
   readonly smallBytes?: number;
   /**
-   * Whether `pull` on GPUs leaves all multiprocessors to others, but for small tensors. Bytes
-   * between GPUs always go by copy engine; those that stay on a GPU go by kernels of 64 thread
-   * blocks otherwise.
+   * Whether GPUs that pull leave all multiprocessors to others, but for small tensors. What they
+   * pull always goes by copy engine; bytes that stay on a GPU go by kernels of 32 thread blocks
+   * otherwise. Between nodes NCCL takes what it takes.
    *
    * @default {false}
    */

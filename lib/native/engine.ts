@@ -11,8 +11,11 @@ import {
 } from "./structs.ts";
 import type { ExpertWeights } from "./weights.ts";
 
-/** How bytes move: `pull` maps peers' memory, `nccl` sends and receives. */
-export type TransportName = "pull" | "nccl";
+/**
+ * How bytes move: `pull` maps peers' memory, `nccl` sends and receives, `pull+nccl` does the one
+ * inside nodes and the other between them.
+ */
+export type TransportName = "pull" | "nccl" | "pull+nccl";
 
 /** `EPLB_TIMEOUT` */
 const TIMEOUT = -41;
@@ -23,6 +26,7 @@ const COMMIT_HERE = 2;
 const TRANSPORTS: Readonly<Record<TransportName, number>> = {
   pull: 1,
   nccl: 2,
+  "pull+nccl": 3,
 };
 
 /** What a native engine is made of. */
@@ -30,6 +34,8 @@ export interface NativeEngineOptions {
   readonly world: number;
   /** Ranks of this process, ascending. */
   readonly ranks: readonly number[];
+  /** Node of each of `ranks`. */
+  readonly nodes: readonly number[];
   /** Weights of each of `ranks`. */
   readonly weights: readonly ExpertWeights[];
   readonly transport: TransportName;
@@ -86,6 +92,7 @@ export class NativeEngine {
     const status = symbolsOf(library).eplb_engine_create(
       config,
       Int32Array.from(options.ranks),
+      Int32Array.from(options.nodes),
       BigUint64Array.from(options.weights, (one) => one.unsafeHandle),
       handle,
       error.buffer,

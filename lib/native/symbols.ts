@@ -188,6 +188,7 @@ export const SYMBOLS = {
     parameters: [
       "buffer", // const eplb_engine_config* config
       "buffer", // const int32_t* local_ranks
+      "buffer", // const int32_t* local_nodes
       "buffer", // const eplb_handle* weights
       "buffer", // eplb_handle* engine
       ...error,

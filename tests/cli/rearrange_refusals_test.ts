@@ -39,6 +39,10 @@ for (
       message: "--transport nccl moves GPU memory, and --device is host",
     },
     {
+      args: ["--transport", "pull+nccl", "--device", "host"],
+      message: "--transport pull+nccl moves GPU memory, and --device is host",
+    },
+    {
       args: ["--shape", "tiny", "--weights", MIXTRAL],
       message: "--shape cannot be combined with --weights",
     },

@@ -116,6 +116,12 @@ for (
       message: "--transport nccl needs a GPU for each of 3 ranks: rank 2 has " +
         "none of its own",
     },
+    {
+      args: ["--ranks", "3", "--transport", "pull+nccl"],
+      message:
+        "--transport pull+nccl needs a GPU for each of 3 ranks: rank 2 has " +
+        "none of its own",
+    },
   ]
 ) {
   Deno.test(`chooseWorld() refuses ${args.join(" ")} on two GPUs`, async () => {

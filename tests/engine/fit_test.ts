@@ -7,7 +7,7 @@ import { Topology } from "../../lib/topology.ts";
 function options(
   devices: readonly (number | "host")[],
   nodes: number,
-  transport?: "auto" | "pull" | "nccl",
+  transport?: "auto" | "pull" | "nccl" | "pull+nccl",
 ): EngineOptions {
   return {
     weights: devices.map((device) => ({ device })),
@@ -16,13 +16,14 @@ function options(
   } as unknown as EngineOptions;
 }
 
-Deno.test("chooseTransport() pulls on the host and inside a node, and uses NCCL between nodes", () => {
+Deno.test("chooseTransport() pulls on the host and inside a node, and adds NCCL between nodes", () => {
   for (
     const [devices, nodes, expected] of [
       [["host", "host"], 1, "pull"],
       [["host", "host"], 2, "pull"],
       [[0, 1], 1, "pull"],
-      [[0, 1], 2, "nccl"],
+      [[0, 1], 2, "pull+nccl"],
+      [[0, 1, 2, 3], 2, "pull+nccl"],
       [[0, 0, 1, 1], 1, "pull"],
     ] as const
   ) {
@@ -30,7 +31,12 @@ Deno.test("chooseTransport() pulls on the host and inside a node, and uses NCCL 
     assertEquals(chooseTransport(options(devices, nodes, "auto")), expected);
     assertEquals(chooseTransport(options(devices, nodes, "pull")), "pull");
   }
-  assertEquals(chooseTransport(options([0, 1], 1, "nccl")), "nccl");
+  for (const transport of ["nccl", "pull+nccl"] as const) {
+    for (const nodes of [1, 2]) {
+      const chosen = chooseTransport(options([0, 1], nodes, transport));
+      assertEquals(chosen, transport);
+    }
+  }
 });
 
 Deno.test("chooseTransport() refuses devices that a transport cannot serve", () => {
@@ -38,7 +44,9 @@ Deno.test("chooseTransport() refuses devices that a transport cannot serve", () 
     const [devices, nodes, transport, message] of [
       [["host", 0], 1, "pull", "some weights are on the host and some on GPUs"],
       [["host", "host"], 1, "nccl", 'weights are in host memory, use "pull"'],
+      [["host", "host"], 2, "pull+nccl", 'transport "pull+nccl": weights are'],
       [[0, 0], 1, "nccl", "two ranks share a GPU (devices 0,0)"],
+      [[0, 0], 1, "pull+nccl", "two ranks share a GPU (devices 0,0)"],
       [[1, 1], 2, "auto", 'use "pull" inside a node'],
     ] as const
   ) {

@@ -26,22 +26,48 @@ if (gpus < 2) {
   console.log(`GPU tests need a GPU, some two, this machine has ${gpus}`);
 }
 
-/** A job: its ranks are on the GPUs in turn. */
+/** A job: its ranks are on the GPUs in turn, and said to be on so many nodes. */
 interface World {
   readonly transport: TransportName;
   readonly ranks: number;
+  readonly nodes: number;
   readonly ignore: boolean;
 }
-const nccl: World = { transport: "nccl", ranks: gpus, ignore: gpus < 2 };
+const nccl: World = {
+  transport: "nccl",
+  ranks: gpus,
+  nodes: 1,
+  ignore: gpus < 2,
+};
 const pull: World = {
   transport: "pull",
   ranks: Math.max(gpus, 2),
+  nodes: 1,
   ignore: gpus < 1,
 };
-const eight: World = { transport: "pull", ranks: 8, ignore: gpus < 1 };
+const eight: World = {
+  transport: "pull",
+  ranks: 8,
+  nodes: 1,
+  ignore: gpus < 1,
+};
+/** With one node everything is pulled, with a node per rank everything is sent. */
+const near: World = { ...nccl, transport: "pull+nccl" };
+const far: World = { ...near, nodes: gpus };
+const mixed: World = {
+  ...near,
+  ranks: gpus - gpus % 2,
+  nodes: 2,
+  ignore: gpus < 4,
+};
 
-function describe({ transport, ranks }: World): string {
-  return `${transport}, ${ranks} ranks on ${gpus} GPUs`;
+function describe({ transport, ranks, nodes }: World): string {
+  const on = nodes === 1 ? "" : `, ${nodes} nodes`;
+  return `${transport}, ${ranks} ranks on ${gpus} GPUs${on}`;
+}
+
+function topologyOf({ ranks, nodes }: World): Topology {
+  return Topology.uniform({ ranks, nodes });
 }
 
 function onGpu(rank: number): number {
@@ -134,6 +160,18 @@ for (
       copyEngineOnly: true,
       smallBytes: 0,
     },
+    { name: "defaults", world: near },
+    { name: "one staging set", world: near, staging: { sets: 1 } },
+    { name: "nothing small", world: near, smallBytes: 0 },
+    { name: "copy engine only", world: near, copyEngineOnly: true },
+    { name: "defaults", world: far },
+    { name: "copy engine only", world: far, copyEngineOnly: true },
+    { name: "defaults", world: mixed },
+    { name: "one staging set", world: mixed, staging: { sets: 1 } },
+    { name: "groups of few operations", world: mixed, maxOpsPerGroup: 4 },
+    { name: "nothing small", world: mixed, smallBytes: 0 },
+    { name: "everything small", world: mixed, smallBytes: 1 << 20 },
+    { name: "copy engine only", world: mixed, copyEngineOnly: true },
   ] as const
 ) {
   Deno.test({
@@ -142,7 +180,7 @@ for (
     }: ${name}`,
     ignore: world.ignore,
     fn: async () => {
-      const { transport, ranks } = world;
+      const { transport } = world;
       const shape = shapeOf(world);
       const start = Placement.contiguous(shape);
       const weights = await fill(start, onGpu);
@@ -150,7 +188,7 @@ for (
         library,
         weights,
         placement: start,
-        topology: Topology.uniform({ ranks, nodes: 1 }),
+        topology: topologyOf(world),
         transport,
         ...options,
       });
@@ -212,7 +250,7 @@ async function attempt(
 /** The golden ratio's multiples: parts of 1 that spread evenly, however many there are. */
 const GOLDEN = 0.618;
 
-for (const world of [nccl, pull, eight]) {
+for (const world of [nccl, pull, eight, near, mixed]) {
   Deno.test({
     name: `an aborted rearrangement keeps weights and maps equal: ${
       describe(world)
@@ -243,7 +281,7 @@ for (const world of [nccl, pull, eight]) {
           library,
           weights,
           placement,
-          topology: Topology.uniform({ ranks, nodes: 1 }),
+          topology: topologyOf(world),
           transport,
         });
         const to = Placement.random({ ...sizes, seed: round });
@@ -271,12 +309,12 @@ for (const world of [nccl, pull, eight]) {
 
 Deno.test({
   name:
-    "without a transport, GPUs of one node pull and those of several use NCCL",
+    "without a transport, GPUs of one node pull, and those of several use NCCL, too",
   ignore: nccl.ignore,
   fn: async () => {
     const start = Placement.contiguous({ ...shapeOf(nccl), ranks: 2 });
     const weights = await fill(start, onGpu);
-    for (const [nodes, transport] of [[1, "pull"], [2, "nccl"]] as const) {
+    for (const [nodes, transport] of [[1, "pull"], [2, "pull+nccl"]] as const) {
       const topology = Topology.uniform({ ranks: 2, nodes });
       const job = { library, weights, placement: start, topology };
       await using engine = await Engine.connect(job);
@@ -287,33 +325,35 @@ Deno.test({
 });
 
 Deno.test({
-  name: "nccl: two ranks on one GPU are refused",
+  name: "nccl, pull+nccl: two ranks on one GPU are refused",
   ignore: pull.ignore,
   fn: async () => {
     const start = Placement.contiguous({ ...shapeOf(pull), ranks: 2 });
     const weights = await fill(start, () => 0);
-    await assertRejects(
-      () =>
-        Engine.connect({
-          library,
-          weights,
-          placement: start,
-          topology: Topology.uniform({ ranks: 2, nodes: 1 }),
-          transport: "nccl",
-        }),
-      RangeError,
-      "two ranks share a GPU",
-    );
+    for (const transport of ["nccl", "pull+nccl"] as const) {
+      await assertRejects(
+        () =>
+          Engine.connect({
+            library,
+            weights,
+            placement: start,
+            topology: Topology.uniform({ ranks: 2, nodes: 1 }),
+            transport,
+          }),
+        RangeError,
+        "two ranks share a GPU",
+      );
+    }
     weights.forEach((one) => one.close());
   },
 });
 
-function taskOf({ transport }: World): RankTask {
+function taskOf({ transport, nodes }: World): RankTask {
   return {
     layers: 4,
     slotsPerRank: 5,
     experts: 7,
-    nodes: 1,
+    nodes,
     words: [1, 300, 200_000],
     steps: 50,
     timeout: 60_000,
@@ -338,7 +378,7 @@ async function runAll(
   return await Promise.all(ranks.map(({ report }) => report));
 }
 
-for (const world of [nccl, pull, eight]) {
+for (const world of [nccl, pull, eight, near, far, mixed]) {
   Deno.test({
     name: `one process per rank: ${describe(world)}`,
     ignore: world.ignore,
@@ -351,7 +391,7 @@ for (const world of [nccl, pull, eight]) {
   });
 }
 
-for (const world of [nccl, pull]) {
+for (const world of [nccl, pull, near, mixed]) {
   Deno.test({
     name:
       `kill -9 of a rank gives the others an error that names it, and loses nothing: ${

@@ -53,6 +53,7 @@ class Job implements AsyncDisposable {
     this.engine = new NativeEngine(library, {
       world: 1,
       ranks: [0],
+      nodes: [0],
       weights: [this.weights],
       transport: "pull",
       stagingCells: 1,

@@ -87,19 +87,27 @@ async function assertHolds(
 interface Case {
   readonly transport: TransportName;
   readonly ranks: number;
+  readonly nodes: number;
   readonly ignore: boolean;
 }
 const cases: Case[] = [
-  { transport: "pull", ranks: Math.max(2, gpus), ignore: gpus < 1 },
-  { transport: "pull", ranks: 8, ignore: gpus < 1 },
-  { transport: "nccl", ranks: gpus, ignore: gpus < 2 },
+  { transport: "pull", ranks: Math.max(2, gpus), nodes: 1, ignore: gpus < 1 },
+  { transport: "pull", ranks: 8, nodes: 1, ignore: gpus < 1 },
+  { transport: "nccl", ranks: gpus, nodes: 1, ignore: gpus < 2 },
+  { transport: "pull+nccl", ranks: gpus, nodes: 1, ignore: gpus < 2 },
+  {
+    transport: "pull+nccl",
+    ranks: gpus - gpus % 2,
+    nodes: 2,
+    ignore: gpus < 2,
+  },
 ];
 
-for (const { transport, ranks, ignore } of cases) {
+for (const { transport, ranks, nodes, ignore } of cases) {
   for (const policy of ["quota", "deepseek"] as const) {
     Deno.test({
       name:
-        `step() moves weights on GPUs while they are served: ${transport}, ${ranks} ranks on ${gpus} GPUs, ${policy}`,
+        `step() moves weights on GPUs while they are served: ${transport}, ${ranks} ranks on ${gpus} GPUs and ${nodes} node(s), ${policy}`,
       ignore,
       fn: async () => {
         const experts = ranks * SLOTS - Math.min(ranks, 4);
@@ -110,7 +118,7 @@ for (const { transport, ranks, ignore } of cases) {
         const events: EplbEvent[] = [];
         const state = await EplbState.create({
           library,
-          topology: Topology.uniform({ ranks, nodes: 1 }),
+          topology: Topology.uniform({ ranks, nodes }),
           policy,
           gate: false,
           stepInterval: INTERVAL,

@@ -19,7 +19,7 @@ export interface Model {
  */
 const NCCL_BEST = ["--max-ctas", "48", "--small-bytes", "64MiB"];
 
-/** Ways to move GPU memory. */
+/** Ways to move GPU memory inside one node. */
 export const GPU_MOVERS: readonly Mover[] = [
   { name: "pull", args: ["--transport", "pull"] },
   {

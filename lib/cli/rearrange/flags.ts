@@ -30,10 +30,11 @@ const RANKS: FlagGroup = {
     },
     {
       name: "transport",
-      value: "auto|pull|nccl",
+      value: "auto|pull|nccl|pull+nccl",
       type: "text",
-      choices: ["auto", "pull", "nccl"],
-      help: "how bytes move; auto: nccl for GPUs on several nodes, else pull",
+      choices: ["auto", "pull", "nccl", "pull+nccl"],
+      help:
+        "how bytes move; pull+nccl: pull inside a node, NCCL between nodes; auto: that for GPUs on several nodes, else pull",
     },
     {
       name: "processes",
@@ -180,7 +181,7 @@ const MOVING: FlagGroup = {
       name: "copy-engine-only",
       type: "switch",
       help:
-        "pull on GPUs without multiprocessors, but for small tensors (default: kernels copy inside a GPU)",
+        "GPUs pull without multiprocessors, but for small tensors (default: kernels copy inside a GPU)",
     },
     {
       name: "timeout",

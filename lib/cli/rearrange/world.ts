@@ -115,21 +115,20 @@ function chooseDevice(
   const without = firstWithoutGpu(seats);
   const lack = `a GPU for each of ${seats.length} ranks: rank ${without} ` +
     `has none of its own${reason === "" ? "" : ` (${reason})`}`;
-  // Ranks that pull may share GPUs.
-  const enough = transport === "nccl"
-    ? without < 0
-    : seats.every(({ gpu }) => gpu !== "");
+  // Ranks that only pull may share GPUs.
+  const usesNccl = transport === "nccl" || transport === "pull+nccl";
+  const enough = usesNccl ? without < 0 : seats.every(({ gpu }) => gpu !== "");
   if (device === "cuda" && !enough) {
     throw new UsageError(`--device cuda needs ${lack}`);
   }
   const chosen = device === "cuda" || (device === "auto" && without < 0)
     ? "cuda"
     : "host";
-  if (transport === "nccl" && chosen === "host") {
+  if (usesNccl && chosen === "host") {
     throw new UsageError(
       device === "host"
-        ? "--transport nccl moves GPU memory, and --device is host"
-        : `--transport nccl needs ${lack}`,
+        ? `--transport ${transport} moves GPU memory, and --device is host`
+        : `--transport ${transport} needs ${lack}`,
     );
   }
   return chosen;
