@@ -222,6 +222,10 @@ typedef struct {
   uint64_t timeout_ms;     // of the whole run, permissions to commit included
   uint32_t held;           // 1: batches are committed only as eplb_engine_commit permits it
   uint32_t reserved;       // 0
+  // The most bytes per second that each rank gathers, on average since the run's first byte, so that a
+  // model beside it hardly notices; 0: no bound. A rank gathers what it receives and what it copies. A
+  // batch begins when the bound allows all before it, and then goes as fast as it can.
+  uint64_t bytes_per_second;
 } eplb_run_config;
 
 typedef struct {

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstring>
 #include <mutex>
+#include <numeric>
 #include <thread>
 #include <utility>
 
@@ -369,7 +370,12 @@ RunOutcome Engine::run(const int32_t* program, uint64_t words, const eplb_run_co
   // Beside a held run the model reads its weights; it does not while it lets layers change.
   std::optional<WeightsTurns> turns;
   if (config.held == 0) turns.emplace(locals_, cancellation_);
-  const RunOutcome outcome = executor_->run(std::move(parsed), config.held != 0);
+  RunTerms terms;
+  terms.held = config.held != 0;
+  terms.bytes_per_second = config.bytes_per_second;
+  terms.expert_bytes =
+      std::accumulate(view.tensor_bytes.begin(), view.tensor_bytes.end(), uint64_t{0});
+  const RunOutcome outcome = executor_->run(std::move(parsed), terms);
   if (outcome.error) break_down(*outcome.error);
   for (size_t i = 0; rank_bytes != nullptr && i < locals_.size(); ++i) {
     rank_bytes[2 * i] = executor_->mover(i).bytes_in;

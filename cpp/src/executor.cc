@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "eplb.h"
+#include "pace.h"
 #include "text.h"
 
 namespace eplb {
@@ -19,8 +20,8 @@ bool is_own_fault(const Error& error) {
   return error.rank < 0 && (of_machine || error.status == EPLB_INTERNAL_ERROR);
 }
 
-// How often a rank that waits for permission looks at the next fence: soon if other ranks may have
-// come to it, else only for a peer that has given up.
+// How often a rank that waits for permission, or for its pace, looks at the next fence: soon if
+// other ranks may have come to it, else only for a peer that has given up.
 constexpr std::chrono::milliseconds kLookSoon{1}, kLookLate{10};
 
 }  // namespace
@@ -38,9 +39,9 @@ class Executor::RankRun {
         index_(index) {}
 
   // Before the ranks' threads start.
-  void reset(const std::vector<RankBatch>& batches, bool held) {
+  void reset(const std::vector<RankBatch>& batches, const RunTerms& terms) {
     batches_ = &batches;
-    held_ = held;
+    terms_ = terms;
     staged_ = begun_ = 0;
     counts_ = {};
     started = ended = Clock::now();
@@ -77,23 +78,28 @@ class Executor::RankRun {
   void move() {
     mover_->begin(*batches_);
     started = ended = Clock::now();
-    held_ ? move_as_permitted() : move_at_once();
+    pace_.begin(started, terms_.expert_bytes, terms_.bytes_per_second);
+    terms_.held ? move_as_permitted() : move_at_once();
     flush();
     ended = Clock::now();
     mover_->finish();
   }
 
+  // Batches are committed as all ranks have staged them, also while the next one is not due.
   void move_at_once() {
-    while (staged_ < batches_->size()) {
-      if (!has_free_set()) agree_and_commit();
-      stage_next();
+    while (counts_.committed < batches_->size()) {
+      if (!can_stage()) {
+        agree_next();
+        commit_next();
+      } else if (pace_.is_due()) {
+        stage_next();
+      } else if (mover_->agreed(counts_.agreed)) {
+        count_agreed();
+        commit_next();
+      } else {
+        rest();
+      }
     }
-    while (counts_.committed < staged_) agree_and_commit();
-  }
-
-  void agree_and_commit() {
-    agree_next();
-    commit_next();
   }
 
   // Whatever can be done is done, the permitted commit before the next stage; a look at the next
@@ -104,25 +110,33 @@ class Executor::RankRun {
         count_agreed();
       } else if (counts_.committed < counts_.agreed && progress_.permits(counts_.committed)) {
         commit_next();
-      } else if (staged_ < batches_->size() && has_free_set()) {
+      } else if (can_stage() && pace_.is_due()) {
         stage_next();
-      } else if (counts_.committed == counts_.agreed) {
+      } else if (counts_.committed == counts_.agreed && !can_stage()) {
         agree_next();  // there is nothing that a permission could be for
       } else {
-        await_permission();
+        rest();
       }
     }
   }
 
-  void await_permission() {
-    progress_.await_permission(counts_.committed, cancellation_,
-                               counts_.agreed < staged_ ? kLookSoon : kLookLate);
-    cancellation_.check(text("commit batch ", counts_.committed, " without permission").c_str());
+  // Until the next batch is due, or a commit permitted, or it is time to look at the next fence.
+  void rest() {
+    auto until = Clock::now() + (counts_.agreed < staged_ ? kLookSoon : kLookLate);
+    if (can_stage()) until = std::min(until, pace_.due());
+    const bool needs_permission = counts_.committed < counts_.agreed;
+    progress_.rest(until, cancellation_, needs_permission ? &counts_.committed : nullptr);
+    cancellation_.check(
+        needs_permission ? text("commit batch ", counts_.committed, " without permission").c_str()
+                         : text("stage batch ", staged_, " within ", pace_.bytes_per_second(),
+                                " bytes per second")
+                               .c_str());
   }
 
-  bool has_free_set() const { return staged_ - begun_ < sets_; }
+  bool can_stage() const { return staged_ < batches_->size() && staged_ - begun_ < sets_; }
 
   void stage_next() {
+    pace_.count((*batches_)[staged_]);
     mover_->stage(staged_);
     ++staged_;
     mover_->arrive(staged_ - 1);
@@ -142,7 +156,7 @@ class Executor::RankRun {
   void commit_next() {
     mover_->commit(begun_);
     ++begun_;
-    if (held_) mover_->land(begun_ - 1);
+    if (terms_.held) mover_->land(begun_ - 1);
     count_committed();
   }
 
@@ -171,7 +185,7 @@ class Executor::RankRun {
   // settle() to decide.
   void unwind() {
     try {
-      if (held_) {
+      if (terms_.held) {
         while (mover_->resolve(counts_.agreed) && counts_.agreed < staged_) count_agreed();
       } else {
         while (mover_->resolve(counts_.committed) && counts_.committed < staged_) commit_next();
@@ -190,7 +204,8 @@ class Executor::RankRun {
   Progress& progress_;
   const size_t index_;
   const std::vector<RankBatch>* batches_ = nullptr;
-  bool held_ = false;
+  RunTerms terms_;
+  Pace pace_;
   uint32_t staged_ = 0;
   uint32_t begun_ = 0;  // batches whose commit was started
   RankCounts counts_;   // as reported last
@@ -210,10 +225,10 @@ Executor::~Executor() {
   crew_.run([this](size_t i) { ranks_[i].reset(); });
 }
 
-RunOutcome Executor::run(Program program, bool held) {
+RunOutcome Executor::run(Program program, const RunTerms& terms) {
   program_ = std::move(program);
-  for (size_t i = 0; i < ranks_.size(); ++i) ranks_[i]->reset(program_[i], held);
-  progress_.begin(static_cast<uint32_t>(program_[0].size()), held);
+  for (size_t i = 0; i < ranks_.size(); ++i) ranks_[i]->reset(program_[i], terms);
+  progress_.begin(static_cast<uint32_t>(program_[0].size()), terms.held);
   crew_.run([this](size_t i) { ranks_[i]->execute(); });
 
   RunOutcome outcome;

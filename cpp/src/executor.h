@@ -19,6 +19,14 @@
 
 namespace eplb {
 
+// How a program is run.
+struct RunTerms {
+  bool held = false;
+  // The most that each rank gathers, see pace.h; 0: no bound.
+  uint64_t bytes_per_second = 0;
+  uint64_t expert_bytes = 0;
+};
+
 struct RunOutcome {
   uint32_t committed = 0;      // batches in place on every local rank
   double seconds = 0;          // first byte to last commit
@@ -35,7 +43,7 @@ class Executor {
            Progress& progress);
   ~Executor();
 
-  RunOutcome run(Program program, bool held);
+  RunOutcome run(Program program, const RunTerms& terms);
   // Commits what every rank has staged, up to `batches` in all; returns how many are committed.
   uint32_t settle(uint32_t batches);
   const Mover& mover(size_t member) const;

@@ -133,7 +133,7 @@ class GpuPullMover : public Mover {
   }
 
   bool agreed(size_t batch) override {
-    cancellation_.check("wait for other ranks");
+    cancellation_.check_cancelled("wait for other ranks");
     use_device(ordinal());
     if (batch < staged_ && is_here(batch)) announce(batch);
     return control_->passed(epoch_, fence(batch));

@@ -4,8 +4,9 @@
 //   begin · (stage · arrive) for each batch, at most `sets` batches ahead of · (wait · commit) ·
 //   flush · finish
 //
-// and, after a failure, resolve · commit for the batches that were already decided. In a held run
-// (executor.h) agreed() stands beside wait(), commits come later, and land() follows each.
+// and, after a failure, resolve · commit for the batches that were already decided. In held and in
+// bounded runs (executor.h) agreed() stands beside wait(); in held ones commits come later, and
+// land() follows each.
 #pragma once
 
 #include <atomic>
@@ -75,8 +76,9 @@ class Cancellation {
   // Only the first call counts, and is told so. `rank` is the one to blame, -1 for none.
   bool cancel(int32_t status, int32_t rank, const std::string& reason);
   bool cancelled() const { return cancelled_.load(std::memory_order_acquire); }
-  // Throws what cancel was told, or EPLB_TIMEOUT when the deadline has passed, as
-  // "Cannot `what`: …". Costs a look at the clock.
+  // Throws what cancel was told, as "Cannot `what`: …".
+  void check_cancelled(const char* what) const;
+  // The same; or EPLB_TIMEOUT when the deadline has passed, which costs a look at the clock.
   void check(const char* what) const;
   // What cancel was told; what peers should hear.
   Error cause() const;
@@ -105,9 +107,9 @@ class Mover {
   // Returns once every rank has staged the batch: from then on it will be committed everywhere.
   // Throws on timeout, cancellation or a peer's failure; then resolve() says how it ended.
   virtual void wait(size_t batch) = 0;
-  // wait() without waiting: true where it would return now. Throws where wait() would, and when
-  // cancelled. A batch that this rank has not staged yet may be asked for, as peers may have given
-  // up on it.
+  // wait() without waiting: true where it would return now. Throws where wait() would, but for the
+  // time limit, which is for the executor to check where it rests. A batch that this rank has not
+  // staged yet may be asked for, as peers may have given up on it.
   virtual bool agreed(size_t batch) = 0;
   // After a failure, without waiting: is the batch known to be staged everywhere? Once false was
   // answered for a batch, no rank of this process' shared control block will ever commit it.

@@ -66,7 +66,7 @@ class PullMover : public Mover {
   void wait(size_t batch) override { control_->wait(epoch_, fence(batch), rank_, cancellation_); }
 
   bool agreed(size_t batch) override {
-    cancellation_.check("wait for other ranks");
+    cancellation_.check_cancelled("wait for other ranks");
     return control_->passed(epoch_, fence(batch));
   }
 

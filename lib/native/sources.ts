@@ -64,6 +64,7 @@ export const NATIVE_SOURCES: readonly string[] = [
   "src/no_nccl.cc",
   "src/nvml.cc",
   "src/nvml.h",
+  "src/pace.h",
   "src/products.h",
   "src/products_cuda.cc",
   "src/program.cc",
