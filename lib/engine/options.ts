@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import type { Cluster } from "../cluster/cluster.ts";
+import type { WaitOptions } from "../cluster/wait.ts";
 import type { MigrationCounts, MigrationPlan } from "../migration/plan.ts";
 import type { SourceChoice } from "../migration/sources.ts";
 import type { Traffic } from "../migration/traffic.ts";
@@ -77,8 +78,51 @@ export interface EngineOptions {
   readonly signal?: AbortSignal;
 }
 
+/**
+ * How fast weights may move.
+ *
+ * @example A move in four batches of two experts, 10 ms apart
+ * ```ts
+ * import { Engine, ExpertLayout, ExpertWeights, NativeLibrary, Placement, Topology } from "@eplb/eplb";
+ * import { assert } from "@std/assert";
+ *
+ * const library = NativeLibrary.open();
+ * const layout = new ExpertLayout([{ name: "w", dtype: "U8", shape: [1000] }]);
+ * const weights = await Promise.all(Array.from({ length: 2 }, () =>
+ *   ExpertWeights.allocate(library, { layout, layers: 4, slots: 2 })
+ * ));
+ * const engine = await Engine.connect({
+ *   library,
+ *   topology: Topology.uniform({ ranks: 2, nodes: 1 }),
+ *   placement: Placement.contiguous({ layers: 4, ranks: 2, slotsPerRank: 2, experts: 4 }),
+ *   weights,
+ * });
+ * const row = [2, 3, 0, 1];
+ * const to = Placement.from([row, row, row, row], { ranks: 2 });
+ * const { moveSeconds } = await engine.rearrange(to, { maxRate: 200e3 }); // 200 kB/s
+ * assert(moveSeconds >= 0.03);
+ *
+ * await engine.close();
+ * for (const one of weights) one.close();
+ * ```
+ */
+export interface RateOptions {
+  /**
+   * The most bytes per second that each rank gathers, on average since the move began, so that a
+   * model beside it hardly notices: 20e9 is 20 GB/s. A rank gathers what it receives from others and
+   * what it copies inside. A batch of layers begins when the bound allows all before it, and then
+   * goes as fast as it can. Processes may differ; the slowest sets the pace.
+   *
+   * @default {no bound}
+   */
+  readonly maxRate?: number | undefined;
+}
+
+/** Options of {@linkcode Engine.begin}. */
+export interface BeginOptions extends WaitOptions, RateOptions {}
+
 /** Options of {@linkcode Engine.rearrange}. */
-export interface RearrangeOptions {
+export interface RearrangeOptions extends RateOptions {
   /**
    * Which holder sends: spread over all of them, or SGLang's contiguous chunks.
    *
