@@ -81,8 +81,17 @@ class Executor::RankRun {
     pace_.begin(started, terms_.expert_bytes, terms_.bytes_per_second);
     terms_.held ? move_as_permitted() : move_at_once();
     flush();
+    keep_pace();
     ended = Clock::now();
     mover_->finish();
+  }
+
+  // After the last batch, as another run may follow. All is in place: time that the run does not
+  // have is no reason for it to fail.
+  void keep_pace() {
+    if (pace_.is_due() || pace_.due() > cancellation_.deadline()) return;
+    progress_.rest(pace_.due(), cancellation_, nullptr);
+    cancellation_.check_cancelled("end the run");
   }
 
   // Batches are committed as all ranks have staged them, also while the next one is not due.

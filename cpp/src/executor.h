@@ -29,7 +29,7 @@ struct RunTerms {
 
 struct RunOutcome {
   uint32_t committed = 0;      // batches in place on every local rank
-  double seconds = 0;          // first byte to last commit
+  double seconds = 0;          // first byte to last commit, or to the end that a bound sets
   std::optional<Error> error;  // what went wrong first
 };
 

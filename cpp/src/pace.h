@@ -10,8 +10,8 @@
 
 namespace eplb {
 
-// A rank gathers what it receives and what it copies, into staging memory or slots: a batch begins
-// when those before it are no more bytes than the bound allows since the run began.
+// A rank gathers what it receives and what it copies, into staging memory or slots. A batch begins,
+// and the run ends, when all before are no more bytes than the bound allows since the run began.
 class Pace {
  public:
   using Clock = std::chrono::steady_clock;
@@ -35,7 +35,7 @@ class Pace {
                           std::chrono::duration<double>(std::min(seconds, kNever)));
   }
 
-  // When the next batch may begin.
+  // When the next batch may begin; after the last one, when the run may end.
   Clock::time_point due() const { return due_; }
   bool is_due() const { return bytes_per_second_ == 0 || due_ <= Clock::now(); }
   uint64_t bytes_per_second() const { return bytes_per_second_; }

@@ -2,6 +2,7 @@
 // Runs with a bound on their rate: how long they take, and what goes on while a batch is not due.
 #include "pace.h"
 
+#include <algorithm>
 #include <thread>
 
 #include "held.h"
@@ -78,15 +79,15 @@ std::vector<Timed> run_both(const Pair& pair, const Script& script, const eplb_r
   return runs;
 }
 
-TEST("eplb_engine_run() with a bound takes what all batches but the last take at it") {
+TEST("eplb_engine_run() with a bound takes what all bytes take at it, and hardly more") {
   // Rank 0 gathers one expert in each batch, rank 1 two: what it receives, and a copy.
-  Script script = exchanges(11);
-  for (int32_t layer = 0; layer < 11; ++layer) {
+  Script script = exchanges(10);
+  for (int32_t layer = 0; layer < 10; ++layer) {
     script.ops.push_back({layer, 0, 1, EPLB_OP_COPY, layer, 1, 1, 0});
   }
   std::stable_sort(script.ops.begin(), script.ops.end(),
                    [](const Op& a, const Op& b) { return a.batch < b.batch; });
-  const double expected = 0.06;  // of ten batches
+  const double expected = 0.06;
   const eplb_run_config config = run_config(30000, false, 20 * kExpert * 1000 / 60);
   for (const uint32_t sets : {1u, 2u}) {
     Pair pair(script.shape, sets, 21);
@@ -97,11 +98,11 @@ TEST("eplb_engine_run() with a bound takes what all batches but the last take at
       for (const size_t rank : {0, 1}) {
         CHECK_EQ(runs[rank].report.outcome.error, "");
         CHECK(runs[rank].seconds >= expected);  // rank 0 has half as many bytes, and waits
-        CHECK(pair.holds(script, rank, 11));
+        CHECK(pair.holds(script, rank, 10));
       }
       CHECK(runs[1].report.result.seconds >= expected);
       least = std::min(least, runs[1].report.result.seconds);
-      pair.before = script.apply(pair.before, 11);
+      pair.before = script.apply(pair.before, 10);
     }
     CHECK(least <= 1.1 * expected);
   }
@@ -114,7 +115,7 @@ TEST("ranks without a bound wait for those that have one") {
       run_both(pair, script, run_config(30000, false, 100 * kExpert), run_config(30000, false));
   for (const size_t rank : {0, 1}) {
     CHECK_EQ(runs[rank].report.outcome.error, "");
-    CHECK(runs[rank].seconds >= 0.04);
+    CHECK(runs[rank].seconds >= 0.05);
     CHECK(pair.holds(script, rank, 5));
   }
 }
@@ -132,9 +133,10 @@ TEST("a held run with a bound stages as it is due, and commits what was permitte
   });
   CHECK_EQ(commit(pair.engines[0], 6, &committed).error, "");
   other.join();
-  CHECK(seconds_since(start) >= 0.05);
+  CHECK(seconds_since(start) >= 0.05);  // when the last batch is due
   CHECK_EQ(here.report().outcome.error, "");
   CHECK_EQ(there.report().outcome.error, "");
+  CHECK(here.report().result.seconds >= 0.06);
   CHECK(pair.holds(script, 0, 6) && pair.holds(script, 1, 6));
 }
 
@@ -182,6 +184,28 @@ TEST("a run commits what all have staged though the next batch is not due, and c
     CHECK_EQ(runs[rank].report.result.committed_batches, 1u);
     CHECK(pair.holds(script, rank, 1));
   }
+}
+
+TEST(
+    "a run ends when the bound allows all of it, can be aborted till then, and does not time out") {
+  World all({1, 2, {8}}, 1, 1, 1);
+  const Script script{all.shape, 1, {{0, 1}}, {{0, 0, 0, EPLB_OP_COPY, 0, 0, 0, 1}}};
+  const Engine& engine = all.engine[0];
+  const Clock::time_point start = Clock::now();
+  CHECK_EQ(run(engine, script, run_config(600'000, false, 160)).outcome.error, "");
+  CHECK(seconds_since(start) >= 0.05);
+  // Eight seconds, which it does not have.
+  CHECK_EQ(run(engine, script, run_config(4000, false, 1)).outcome.error, "");
+  CHECK(seconds_since(start) < 4);
+  RunReport report;
+  std::thread runner([&] { report = run(engine, script, run_config(600'000, false, 1)); });
+  while (progress(engine).runs < 3 || progress(engine).committed < 1) std::this_thread::yield();
+  MUST(eplb_engine_abort, engine.handle(), -1, "test");
+  runner.join();
+  CHECK(seconds_since(start) < 8);
+  CHECK_EQ(report.outcome.status, EPLB_ABORTED);
+  CHECK_EQ(report.outcome.error, "Cannot end the run: aborted: test");
+  CHECK_EQ(report.result.committed_batches, 1u);
 }
 
 TEST("the time limit of a run ends its wait for the next batch, and names it") {

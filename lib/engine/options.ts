@@ -81,7 +81,7 @@ export interface EngineOptions {
 /**
  * How fast weights may move.
  *
- * @example A move in four batches of two experts, 10 ms apart
+ * @example Eight experts into each rank, in 40 ms
  * ```ts
  * import { Engine, ExpertLayout, ExpertWeights, NativeLibrary, Placement, Topology } from "@eplb/eplb";
  * import { assert } from "@std/assert";
@@ -100,7 +100,7 @@ export interface EngineOptions {
  * const row = [2, 3, 0, 1];
  * const to = Placement.from([row, row, row, row], { ranks: 2 });
  * const { moveSeconds } = await engine.rearrange(to, { maxRate: 200e3 }); // 200 kB/s
- * assert(moveSeconds >= 0.03);
+ * assert(moveSeconds >= 0.04);
  *
  * await engine.close();
  * for (const one of weights) one.close();
@@ -108,10 +108,11 @@ export interface EngineOptions {
  */
 export interface RateOptions {
   /**
-   * The most bytes per second that each rank gathers, on average since the move began, so that a
-   * model beside it hardly notices: 20e9 is 20 GB/s. A rank gathers what it receives from others and
-   * what it copies inside. A batch of layers begins when the bound allows all before it, and then
-   * goes as fast as it can. Processes may differ; the slowest sets the pace.
+   * The most bytes per second that each rank gathers, on average over the move, so that a model
+   * beside it hardly notices: 20e9 is 20 GB/s. A rank gathers what it receives from others and what
+   * it copies inside. A batch of layers begins when the bound allows all before it, and then goes as
+   * fast as it can; the move ends when the bound allows all of it. The timeout must leave time for
+   * that. Processes may differ: all wait for the slowest.
    *
    * @default {no bound}
    */
@@ -173,7 +174,10 @@ export interface RearrangeResult {
   readonly traffic: Traffic;
   /** Seconds to compute plan and program. */
   readonly planSeconds: number;
-  /** Seconds from the first byte to the last commit, of the slowest rank. */
+  /**
+   * Seconds from the first byte to the last commit, or to the end that `maxRate` sets, of the
+   * slowest rank.
+   */
   readonly moveSeconds: number;
   /** The least time that the topology's link rates allow; undefined if they are unknown. */
   readonly lowerBoundSeconds: number | undefined;

@@ -240,13 +240,13 @@ Deno.test("rearrange --to deepseek balances a made-up load", async () => {
 
 Deno.test("rearrange --max-rate takes its time, and says within what bound", async () => {
   const args = ["--ranks", "2", "--max-rate", "0.01"];
-  const { maxRate, moveSeconds, bytesReceived, slotsPerRank, verified } =
-    await rearrange(...args);
+  const { maxRate, moveSeconds, bytesReceived, verified } = await rearrange(
+    ...args,
+  );
   assertEquals([maxRate, verified], [10e6, true]);
-  // One batch, for which staging has no more room than this, comes on top.
-  const bounded = Math.max(...bytesReceived) - slotsPerRank * TINY_BYTES;
-  assertGreater(bounded, 0);
-  assert(moveSeconds >= bounded / 10e6, `${moveSeconds} s`);
+  const most = Math.max(...bytesReceived);
+  assertGreater(most, 0);
+  assert(moveSeconds >= most / 10e6, `${moveSeconds} s`);
   const { stdout } = await run("rearrange", "--device", "host", ...args);
   assertMatch(stdout, /bound on what a rank gathers +10.0 MB\/s/);
 });

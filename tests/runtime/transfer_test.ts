@@ -7,18 +7,18 @@ import { ofType, serve, ServedLedger, servePasses, SMALL } from "./_serving.ts";
 const { expertBytes } = LAYOUT;
 const { layers: LAYERS, ranks: RANKS, slotsPerRank: SLOTS } = SMALL;
 
-/** Experts that each rank gets into other slots, each counted once, [layers][ranks]. */
-function gathered(from: Placement, to: Placement): number[][] {
-  return Array.from(
-    { length: LAYERS },
-    (_, layer) =>
-      Array.from({ length: RANKS }, (_, rank) => {
-        const begin = (layer * RANKS + rank) * SLOTS;
-        const changed = [...to.physicalToLogical.subarray(begin, begin + SLOTS)]
-          .filter((expert, i) => expert !== from.physicalToLogical[begin + i]);
-        return new Set(changed).size;
-      }),
-  );
+/** Experts that each rank gets into other slots, once for each layer, [ranks]. */
+function gathered(from: Placement, to: Placement): number[] {
+  return Array.from({ length: RANKS }, (_, rank) => {
+    let experts = 0;
+    for (let layer = 0; layer < LAYERS; layer++) {
+      const begin = (layer * RANKS + rank) * SLOTS;
+      const changed = [...to.physicalToLogical.subarray(begin, begin + SLOTS)]
+        .filter((expert, i) => expert !== from.physicalToLogical[begin + i]);
+      experts += new Set(changed).size;
+    }
+    return experts;
+  });
 }
 
 Deno.test("step() waits for nothing while maxRate holds up a move, and commits what is there", async () => {
@@ -71,16 +71,11 @@ for (const mode of ["async", "sync"] as const) {
     }
     assertEquals(ended()?.outcome, "committed");
     const counts = gathered(served.start, served.model.placement);
-    // Some rank gets more than staging has room for: the first layer is not in the last batch.
-    const totals = counts[0]!.map((_, rank) =>
-      counts.reduce((sum, row) => sum + row[rank]!, 0)
-    );
-    assertGreater(Math.max(...totals), SLOTS);
-    const first = Math.max(...counts[0]!);
-    assertGreater(first, 0);
+    const most = Math.max(...gathered(served.start, served.model.placement));
+    assertGreater(most, 0);
     assert(
-      ended()!.moveSeconds >= first * seconds,
-      `${ended()!.moveSeconds} s for ${first} experts`,
+      ended()!.moveSeconds >= most * seconds,
+      `${ended()!.moveSeconds} s for ${most} experts`,
     );
   });
 }
