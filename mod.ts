@@ -203,7 +203,9 @@ export {
   type RearrangeFailure,
 } from "./lib/engine/errors.ts";
 export {
+  type BeginOptions,
   type EngineOptions,
+  type RateOptions,
   type RearrangeOptions,
   type RearrangeResult,
 } from "./lib/engine/options.ts";

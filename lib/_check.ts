@@ -44,6 +44,26 @@ export function checkInteger(
   }
 }
 
+/**
+ * Refuses a value that is not a number of bytes per second.
+ *
+ * @param value The value to check; undefined is no bound at all.
+ * @param options The words for the error.
+ * @throws {RangeError} If the value is not between 1 and 2^53 - 1.
+ */
+export function checkRate(
+  value: number | undefined,
+  options: Pick<CheckIntegerOptions, "action" | "name">,
+): void {
+  if (value === undefined) return;
+  if (value >= 1 && value <= Number.MAX_SAFE_INTEGER) return;
+  throw new RangeError(
+    `Cannot ${options.action}: ${options.name} must be from 1 to ${Number.MAX_SAFE_INTEGER} bytes per second, got ${
+      show(value)
+    }`,
+  );
+}
+
 /** Writes a value for an error message, short whatever it is. */
 export function show(value: unknown): string {
   if (typeof value === "string") return JSON.stringify(value.slice(0, 40));

@@ -224,13 +224,18 @@ typedef struct {
   uint64_t timeout_ms;     // of the whole run, permissions to commit included
   uint32_t held;           // 1: batches are committed only as eplb_engine_commit permits it
   uint32_t reserved;       // 0
+  // The most bytes per second that each rank gathers, on average over the run, so that a model beside it
+  // hardly notices; 0: no bound. A rank gathers what it receives and what it copies. A batch begins when
+  // the bound allows all before it, and then goes as fast as it can; commits do not wait for the bound.
+  // The run ends when the bound allows all of it, if that is within the timeout.
+  uint64_t bytes_per_second;
 } eplb_run_config;
 
 typedef struct {
   uint32_t size, version;     // version 1
   uint32_t committed_batches;  // batches whose weights are in place on every local rank
   int32_t failed_rank;         // the rank to blame, -1 if none is known
-  double seconds;              // wall time, first byte to last commit
+  double seconds;              // wall time, first byte to last commit, or to the end that a bound sets
 } eplb_run_result;
 
 // `local_ranks`, `weights` [locals]. All weights must agree in layers, slots and tensors. `local_nodes`

@@ -20,11 +20,14 @@ Error Cancellation::cause() const {
   return Error(status_, reason_, rank_);
 }
 
+void Cancellation::check_cancelled(const char* what) const {
+  if (!cancelled()) return;
+  const Error told = cause();
+  throw Error(told.status, text("Cannot ", what, ": ", told.what()), told.rank);
+}
+
 void Cancellation::check(const char* what) const {
-  if (cancelled()) {
-    const Error told = cause();
-    throw Error(told.status, text("Cannot ", what, ": ", told.what()), told.rank);
-  }
+  check_cancelled(what);
   if (std::chrono::steady_clock::now() >= deadline()) {
     throw Error(EPLB_TIMEOUT, text("Cannot ", what, ": the time limit has passed"));
   }

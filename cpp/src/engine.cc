@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstring>
 #include <mutex>
+#include <numeric>
 #include <thread>
 #include <utility>
 
@@ -187,7 +188,7 @@ RankBlob Engine::make_blob(uint32_t index) {
     blob.fixed.control = control_->reference();
     segments_.push_back(blob.fixed.control);
     if (pulls_on_gpus()) {
-      board_ = StagingBoard::create_shared(config_.world, experts());
+      board_ = StagingBoard::create_shared(board_size());
       blob.fixed.board = board_->reference();
       segments_.push_back(blob.fixed.board);
     }
@@ -287,7 +288,7 @@ void Engine::join(const std::vector<RankBlob>& blobs) {
   check_neighbors(blobs);
   executor_ =
       std::make_unique<Executor>(uses_nccl() ? make_nccl_movers(blobs) : make_pull_movers(blobs),
-                                 config_.staging_sets, cancellation_, *crew_, progress_);
+                                 cancellation_, *crew_, progress_);
 }
 
 // Neighbors in different engines must be able to map each other. Both ends refuse if they cannot,
@@ -355,9 +356,8 @@ void Engine::join_control(const RankBlob& first) {
 
 void Engine::join_board(const RankBlob& first) {
   if (board_) return;  // made for rank 0's blob
-  board_ = has_remote_ranks()
-               ? StagingBoard::open_shared(first.fixed.board, config_.world, experts())
-               : StagingBoard::create_local(config_.world, experts());
+  board_ = has_remote_ranks() ? StagingBoard::open_shared(first.fixed.board, board_size())
+                              : StagingBoard::create_local(board_size());
 }
 
 std::vector<Executor::Member> Engine::make_movers(
@@ -391,6 +391,11 @@ MoverConfig Engine::mover_config(size_t index) const {
   config.copy_engine_only =
       config_.copy_engine_only != 0 && config_.transport != EPLB_TRANSPORT_NCCL;
   return config;
+}
+
+BoardSize Engine::board_size() const {
+  const WeightsView& view = locals_[0].weights->view();
+  return {config_.world, static_cast<uint32_t>(view.layers), static_cast<uint32_t>(view.slots)};
 }
 
 uint64_t Engine::experts() const {
@@ -430,7 +435,12 @@ RunOutcome Engine::run(const int32_t* program, uint64_t words, const eplb_run_co
   // Beside a held run the model reads its weights; it does not while it lets layers change.
   std::optional<WeightsTurns> turns;
   if (config.held == 0) turns.emplace(locals_, cancellation_);
-  const RunOutcome outcome = executor_->run(std::move(parsed), config.held != 0);
+  RunTerms terms;
+  terms.held = config.held != 0;
+  terms.bytes_per_second = config.bytes_per_second;
+  terms.expert_bytes =
+      std::accumulate(view.tensor_bytes.begin(), view.tensor_bytes.end(), uint64_t{0});
+  const RunOutcome outcome = executor_->run(std::move(parsed), terms);
   if (outcome.error) break_down(*outcome.error);
   for (size_t i = 0; rank_bytes != nullptr && i < locals_.size(); ++i) {
     rank_bytes[2 * i] = executor_->mover(i).bytes_in;

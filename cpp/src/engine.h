@@ -84,6 +84,7 @@ class Engine : public HandleObject {
   MoverConfig mover_config(size_t index) const;
   bool pulls_on_gpus() const { return on_gpus() && config_.transport == EPLB_TRANSPORT_PULL; }
   bool has_remote_ranks() const { return locals_.size() < config_.world; }
+  BoardSize board_size() const;
   uint64_t experts() const;  // layers * slots
   uint32_t fences() const;
   void remove_names() noexcept;

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "eplb.h"
+#include "pace.h"
 #include "text.h"
 
 namespace eplb {
@@ -19,8 +20,8 @@ bool is_own_fault(const Error& error) {
   return error.rank < 0 && (of_machine || error.status == EPLB_INTERNAL_ERROR);
 }
 
-// How often a rank that waits for permission looks at the next fence: soon if other ranks may have
-// come to it, else only for a peer that has given up.
+// How often a rank that waits for permission, or for its pace, looks at the next fence: soon if
+// other ranks may have come to it, else only for a peer that has given up.
 constexpr std::chrono::milliseconds kLookSoon{1}, kLookLate{10};
 
 }  // namespace
@@ -28,19 +29,18 @@ constexpr std::chrono::milliseconds kLookSoon{1}, kLookLate{10};
 // One rank's way through a run.
 class Executor::RankRun {
  public:
-  RankRun(Member member, uint32_t sets, Cancellation& cancellation, Progress& progress,
-          size_t index)
+  RankRun(Member member, Cancellation& cancellation, Progress& progress, size_t index)
       : rank_(member.rank),
         mover_(std::move(member.mover)),
-        sets_(sets),
+
         cancellation_(cancellation),
         progress_(progress),
         index_(index) {}
 
   // Before the ranks' threads start.
-  void reset(const std::vector<RankBatch>& batches, bool held) {
+  void reset(const std::vector<RankBatch>& batches, const RunTerms& terms) {
     batches_ = &batches;
-    held_ = held;
+    terms_ = terms;
     staged_ = begun_ = 0;
     counts_ = {};
     started = ended = Clock::now();
@@ -75,25 +75,39 @@ class Executor::RankRun {
 
  private:
   void move() {
-    mover_->begin(*batches_, held_);
+    mover_->begin(*batches_, terms_.held);
     started = ended = Clock::now();
-    held_ ? move_as_permitted() : move_at_once();
+    pace_.begin(started, terms_.expert_bytes, terms_.bytes_per_second);
+    terms_.held ? move_as_permitted() : move_at_once();
     flush();
+    keep_pace();
     ended = Clock::now();
     mover_->finish();
   }
 
-  void move_at_once() {
-    while (staged_ < batches_->size()) {
-      if (!has_free_set()) agree_and_commit();
-      stage_next();
-    }
-    while (counts_.committed < staged_) agree_and_commit();
+  // After the last batch, as another run may follow. All is in place: time that the run does not
+  // have is no reason for it to fail.
+  void keep_pace() {
+    if (pace_.is_due() || pace_.due() > cancellation_.deadline()) return;
+    progress_.rest(pace_.due(), cancellation_, nullptr);
+    cancellation_.check_cancelled("end the run");
   }
 
-  void agree_and_commit() {
-    agree_next();
-    commit_next();
+  // Batches are committed as all ranks have staged them, also while the next one is not due.
+  void move_at_once() {
+    while (counts_.committed < batches_->size()) {
+      if (!can_stage()) {
+        agree_next();
+        commit_next();
+      } else if (pace_.is_due()) {
+        stage_next();
+      } else if (mover_->agreed(counts_.agreed)) {
+        count_agreed();
+        commit_next();
+      } else {
+        rest();
+      }
+    }
   }
 
   // Whatever can be done is done, the permitted commit before the next stage; a look at the next
@@ -106,30 +120,41 @@ class Executor::RankRun {
         commit_next();
       } else if (may_stage()) {
         stage_next();
-      } else if (counts_.committed == counts_.agreed) {
+      } else if (counts_.committed == counts_.agreed && !can_stage()) {
         agree_next();  // there is nothing that a permission could be for
       } else {
-        await_permission();
+        rest();
       }
     }
   }
 
-  // Other ranks may need a set that this one has done with: a reason to wait, unless there is
-  // nothing else to do.
+  // Other ranks may need staging memory that this one has done with: a reason to wait, unless there
+  // is nothing else to do.
   bool may_stage() {
-    if (staged_ == batches_->size() || !has_free_set()) return false;
+    if (!can_stage() || !pace_.is_due()) return false;
     return counts_.committed == staged_ || mover_->has_room(staged_);
   }
 
-  void await_permission() {
-    const bool soon = counts_.agreed < staged_ || (staged_ < batches_->size() && has_free_set());
-    progress_.await_permission(counts_.committed, cancellation_, soon ? kLookSoon : kLookLate);
-    cancellation_.check(text("commit batch ", counts_.committed, " without permission").c_str());
+  // Until the next batch is due, or a commit permitted, or it is time to look at the next fence.
+  void rest() {
+    const bool soon = counts_.agreed < staged_ || (can_stage() && pace_.is_due());
+    auto until = Clock::now() + (soon ? kLookSoon : kLookLate);
+    if (can_stage() && !pace_.is_due()) until = std::min(until, pace_.due());
+    const bool needs_permission = counts_.committed < counts_.agreed;
+    progress_.rest(until, cancellation_, needs_permission ? &counts_.committed : nullptr);
+    cancellation_.check(
+        needs_permission ? text("commit batch ", counts_.committed, " without permission").c_str()
+                         : text("stage batch ", staged_, " within ", pace_.bytes_per_second(),
+                                " bytes per second")
+                               .c_str());
   }
 
-  bool has_free_set() const { return staged_ - begun_ < sets_; }
+  bool can_stage() const {
+    return staged_ < batches_->size() && begun_ >= mover_->commits_before(staged_);
+  }
 
   void stage_next() {
+    pace_.count((*batches_)[staged_]);
     mover_->stage(staged_);
     ++staged_;
     mover_->arrive(staged_ - 1);
@@ -149,7 +174,7 @@ class Executor::RankRun {
   void commit_next() {
     mover_->commit(begun_);
     ++begun_;
-    if (held_) mover_->land(begun_ - 1);
+    if (terms_.held) mover_->land(begun_ - 1);
     count_committed();
   }
 
@@ -178,7 +203,7 @@ class Executor::RankRun {
   // settle() to decide.
   void unwind() {
     try {
-      if (held_) {
+      if (terms_.held) {
         while (mover_->resolve(counts_.agreed) && counts_.agreed < staged_) count_agreed();
       } else {
         while (mover_->resolve(counts_.committed) && counts_.committed < staged_) commit_next();
@@ -192,23 +217,24 @@ class Executor::RankRun {
 
   const int32_t rank_;
   const std::unique_ptr<Mover> mover_;
-  const uint32_t sets_;
+
   Cancellation& cancellation_;
   Progress& progress_;
   const size_t index_;
   const std::vector<RankBatch>* batches_ = nullptr;
-  bool held_ = false;
+  RunTerms terms_;
+  Pace pace_;
   uint32_t staged_ = 0;
   uint32_t begun_ = 0;  // batches whose commit was started
   RankCounts counts_;   // as reported last
 };
 
-Executor::Executor(std::vector<Member> members, uint32_t sets, Cancellation& cancellation,
-                   Crew& crew, Progress& progress)
+Executor::Executor(std::vector<Member> members, Cancellation& cancellation, Crew& crew,
+                   Progress& progress)
     : crew_(crew), progress_(progress) {
   for (Member& member : members) {
     ranks_.push_back(
-        std::make_unique<RankRun>(std::move(member), sets, cancellation, progress, ranks_.size()));
+        std::make_unique<RankRun>(std::move(member), cancellation, progress, ranks_.size()));
   }
 }
 
@@ -217,10 +243,10 @@ Executor::~Executor() {
   crew_.run([this](size_t i) { ranks_[i].reset(); });
 }
 
-RunOutcome Executor::run(Program program, bool held) {
+RunOutcome Executor::run(Program program, const RunTerms& terms) {
   program_ = std::move(program);
-  for (size_t i = 0; i < ranks_.size(); ++i) ranks_[i]->reset(program_[i], held);
-  progress_.begin(static_cast<uint32_t>(program_[0].size()), held);
+  for (size_t i = 0; i < ranks_.size(); ++i) ranks_[i]->reset(program_[i], terms);
+  progress_.begin(static_cast<uint32_t>(program_[0].size()), terms.held);
   crew_.run([this](size_t i) { ranks_[i]->execute(); });
 
   RunOutcome outcome;

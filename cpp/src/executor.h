@@ -19,9 +19,17 @@
 
 namespace eplb {
 
+// How a program is run.
+struct RunTerms {
+  bool held = false;
+  // The most that each rank gathers, see pace.h; 0: no bound.
+  uint64_t bytes_per_second = 0;
+  uint64_t expert_bytes = 0;
+};
+
 struct RunOutcome {
   uint32_t committed = 0;      // batches in place on every local rank
-  double seconds = 0;          // first byte to last commit
+  double seconds = 0;          // first byte to last commit, or to the end that a bound sets
   std::optional<Error> error;  // what went wrong first
 };
 
@@ -31,11 +39,10 @@ class Executor {
     int32_t rank;
     std::unique_ptr<Mover> mover;
   };
-  Executor(std::vector<Member> members, uint32_t sets, Cancellation& cancellation, Crew& crew,
-           Progress& progress);
+  Executor(std::vector<Member> members, Cancellation& cancellation, Crew& crew, Progress& progress);
   ~Executor();
 
-  RunOutcome run(Program program, bool held);
+  RunOutcome run(Program program, const RunTerms& terms);
   // Commits what every rank has staged, up to `batches` in all; returns how many are committed.
   uint32_t settle(uint32_t batches);
   const Mover& mover(size_t member) const;

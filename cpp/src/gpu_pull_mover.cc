@@ -99,29 +99,33 @@ class GpuPullMover : public Mover {
     staged_ = announced_ = begun_ = landed_ = 0;
     bytes_in = bytes_out = 0;
     control_->enter(epoch_, static_cast<uint32_t>(batches.size()));
-    board_->enter(config_.rank, epoch_, arrival_cells(batches, config_.weights));
+    const StagingRing ring(batches, config_.weights, config_.staging.cells * config_.staging.sets);
+    after_ = ring.after;
+    board_->enter(config_.rank, epoch_, ring);
     await_entries();
     use_device(ordinal());
     PullTask task;
     task.rank = config_.rank;
     task.peers = &peers_->ranks;
-    for (int32_t rank = 0; rank < config_.world; ++rank) task.cells.push_back(board_->cells(rank));
+    for (int32_t rank = 0; rank < config_.world; ++rank) {
+      task.cells.push_back(board_->arrivals(rank));
+    }
     task.staging = config_.staging;
     task.gather_by_engine = config_.copy_engine_only;
     task.commit_by_engine = config_.copy_engine_only && !held;
     commit_blocks_ = held ? all_blocks(ordinal()) : kCopyBlocksBesidePulls;
-    schedule_ = make_pull_schedule(batches, task);
+    schedule_ = make_pull_schedule(batches, ring, task);
     gpu_->pieces.upload(schedule_.kernel_pieces);
   }
 
+  size_t commits_before(size_t batch) const override { return after_[batch]; }
+
   bool has_room(size_t batch) override {
     use_device(ordinal());
-    publish_landed();
-    if (batch < config_.staging.sets) return true;
-    const uint32_t needed = static_cast<uint32_t>(batch + 1 - config_.staging.sets);
+    keep_up();
     const std::vector<Push>& pushes = schedule_.batches[batch].push;
     return std::all_of(pushes.begin(), pushes.end(), [&](const Push& push) {
-      return board_->has_landed(push.peer, epoch_, needed);
+      return board_->has_landed(push.peer, epoch_, board_->after(push.peer, batch));
     });
   }
 
@@ -133,44 +137,42 @@ class GpuPullMover : public Mover {
     }
     cancellation_.check("stage weights");
     const PullBatch& plan = schedule_.batches[batch];
-    const SetEvents& set = events(batch);
+    const BatchEvents& own = events(batch);
     for (const Push& push : plan.push) {
       submit(push.pieces, gpu_->lanes[push.lane % gpu_->lane_count]);
     }
     for (uint32_t lane = 0; lane < gpu_->lane_count; ++lane) {
-      set.pushed[lane].record(gpu_->lanes[lane]);
+      own.pushed[lane].record(gpu_->lanes[lane]);
     }
     submit(plan.pull, gpu_->pull);
-    set.pulled.record(gpu_->pull);
-    gpu_->gather.wait(set.committed);  // of the batch that had this staging set before
+    own.pulled.record(gpu_->pull);
+    // Of the batches that had these cells before; commits are done in order.
+    if (after_[batch] > 0) gpu_->gather.wait(events(after_[batch] - 1).committed);
     submit(plan.gather, gpu_->gather, kCopyBlocksBesidePulls);
-    set.gathered.record(gpu_->gather);
+    own.gathered.record(gpu_->gather);
     bytes_in += plan.bytes_in;
     bytes_out += plan.bytes_out;
     staged_ = batch + 1;
   }
 
-  // The bytes are still on their way, and the host is needed to stage the next batch: wait() or
-  // agreed() announces this one. Nobody waits for its fence before the one of the batch before is
-  // passed.
+  // The bytes are still on their way, and the host is needed to stage the next batch: keep_up()
+  // announces this one.
   void arrive(size_t) override {}
 
   void wait(size_t batch) override {
     use_device(ordinal());
-    for (Backoff backoff(kEager); !is_here(batch); backoff.pause()) {
+    for (Backoff backoff(kEager); announced_ <= batch; backoff.pause()) {
       cancellation_.check("stage weights");
-      publish_landed();
+      keep_up();
     }
-    announce(batch);
     control_->wait(epoch_, fence(batch), config_.rank, cancellation_,
-                   [this] { return !publish_landed(); });
+                   [this] { return !keep_up(); });
   }
 
   bool agreed(size_t batch) override {
-    cancellation_.check("wait for other ranks");
+    cancellation_.check_cancelled("wait for other ranks");
     use_device(ordinal());
-    publish_landed();
-    if (batch < staged_ && is_here(batch)) announce(batch);
+    keep_up();
     return control_->passed(epoch_, fence(batch));
   }
 
@@ -207,7 +209,7 @@ class GpuPullMover : public Mover {
   }
 
  private:
-  struct SetEvents {
+  struct BatchEvents {
     std::unique_ptr<Event[]> pushed;  // [lanes]
     Event pulled, gathered, committed;
   };
@@ -218,10 +220,10 @@ class GpuPullMover : public Mover {
         : lane_count(std::clamp(static_cast<uint32_t>(config.world) - 1, 1u, kMostLanes)),
           pieces(config.device),
           pull(link_priority()),
-          sets(std::make_unique<SetEvents[]>(config.staging.sets)) {
+          events(std::make_unique<BatchEvents[]>(kMostAhead)) {
       for (uint32_t lane = 0; lane < lane_count; ++lane) lanes.emplace_back(link_priority());
-      for (uint32_t set = 0; set < config.staging.sets; ++set) {
-        sets[set].pushed = std::make_unique<Event[]>(lane_count);
+      for (uint32_t i = 0; i < kMostAhead; ++i) {
+        events[i].pushed = std::make_unique<Event[]>(lane_count);
       }
     }
     bool idle() const {
@@ -235,12 +237,12 @@ class GpuPullMover : public Mover {
     CopyEngine engine;
     std::deque<Stream> lanes;
     const Stream pull, gather, commit;
-    const std::unique_ptr<SetEvents[]> sets;
+    const std::unique_ptr<BatchEvents[]> events;  // of the batches under way
   };
 
   static uint32_t fence(size_t batch) { return static_cast<uint32_t>(batch); }
   int32_t ordinal() const { return config_.device->ordinal(); }
-  const SetEvents& events(size_t batch) const { return gpu_->sets[batch % config_.staging.sets]; }
+  const BatchEvents& events(size_t batch) const { return gpu_->events[batch % kMostAhead]; }
 
   void submit(const IndexRange& range, const Stream& stream) {
     const Piece* pieces = schedule_.engine_pieces.data();
@@ -253,9 +255,9 @@ class GpuPullMover : public Mover {
   }
 
   bool is_here(size_t batch) const {
-    const SetEvents& set = events(batch);
-    return set.gathered.done() && set.pulled.done() &&
-           std::all_of(set.pushed.get(), set.pushed.get() + gpu_->lane_count,
+    const BatchEvents& own = events(batch);
+    return own.gathered.done() && own.pulled.done() &&
+           std::all_of(own.pushed.get(), own.pushed.get() + gpu_->lane_count,
                        [](const Event& pushed) { return pushed.done(); });
   }
 
@@ -302,11 +304,13 @@ class GpuPullMover : public Mover {
     }
   }
 
-  // Once for each batch.
-  void announce(size_t batch) {
-    if (batch < announced_) return;
-    announced_ = batch + 1;
-    control_->arrive(epoch_, fence(batch), config_.rank);
+  // Tells other ranks all that they may be waiting for, whatever this one waits for itself: each
+  // may be further ahead than the other. True if nothing is left to tell soon.
+  bool keep_up() {
+    while (announced_ < staged_ && is_here(announced_)) {
+      control_->arrive(epoch_, fence(announced_++), config_.rank);
+    }
+    return publish_landed() && announced_ == staged_;
   }
 
   // Not subject to the cancellation: what was decided is carried out.
@@ -329,6 +333,7 @@ class GpuPullMover : public Mover {
   const Cancellation& cancellation_;
   std::unique_ptr<Resources> gpu_;
   PullSchedule schedule_;
+  std::vector<uint32_t> after_;  // of this rank's ring
   uint32_t epoch_ = 0, finished_ = 0, commit_blocks_ = 0;
   size_t staged_ = 0, announced_ = 0, begun_ = 0, landed_ = 0;  // batches of this run
 };

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // What a transport does for one local rank. The executor drives it on the rank's own thread:
 //
-//   begin · (stage · arrive) for each batch, at most `sets` batches ahead of · (wait · commit) ·
-//   flush · finish
+//   begin · (stage · arrive) for each batch, as far ahead as commits_before() lets it · (wait ·
+//   commit) · flush · finish
 //
-// and, after a failure, resolve · commit for the batches that were already decided. In a held run
-// (executor.h) agreed() stands beside wait(), commits come later, and land() follows each.
+// and, after a failure, resolve · commit for the batches that were already decided. In held and in
+// bounded runs (executor.h) agreed() stands beside wait(); in held ones commits come later, and
+// land() follows each.
 #pragma once
 
 #include <atomic>
@@ -53,6 +54,7 @@ struct WeightsView {
 // Staging memory of one rank: `sets` sets of `cells` cells, each of which holds one expert.
 struct StagingPlan {
   uint32_t cells = 0, sets = 0;
+  size_t commits_before(size_t batch) const { return batch < sets ? 0 : batch + 1 - sets; }
   uint64_t small_bytes = 0;  // tensors up to this size are packed instead of sent one by one
 };
 
@@ -62,7 +64,8 @@ struct MoverConfig {
   std::shared_ptr<Device> device;
   WeightsView weights;
   StagingPlan staging;
-  uint64_t staging_address = 0;  // of GPUs that pull, as other ranks write there; others make theirs
+  uint64_t staging_address =
+      0;  // of GPUs that pull, as other ranks write there; others make theirs
   int32_t max_ctas = 0;
   bool copy_engine_only = false;
 };
@@ -76,8 +79,9 @@ class Cancellation {
   // Only the first call counts, and is told so. `rank` is the one to blame, -1 for none.
   bool cancel(int32_t status, int32_t rank, const std::string& reason);
   bool cancelled() const { return cancelled_.load(std::memory_order_acquire); }
-  // Throws what cancel was told, or EPLB_TIMEOUT when the deadline has passed, as
-  // "Cannot `what`: …". Costs a look at the clock.
+  // Throws what cancel was told, as "Cannot `what`: …".
+  void check_cancelled(const char* what) const;
+  // The same; or EPLB_TIMEOUT when the deadline has passed, which costs a look at the clock.
   void check(const char* what) const;
   // What cancel was told; what peers should hear.
   Error cause() const;
@@ -95,13 +99,17 @@ class Cancellation {
 class Mover {
  public:
   virtual ~Mover() = default;
-  // The program of one run. Uploads what the device needs; moves nothing. In a held run a commit has
-  // the device to itself, as the model stands still for it, and should be over soon.
+  // The program of one run. Uploads what the device needs; moves nothing. In a held run a commit
+  // has the device to itself, as the model stands still for it, and should be over soon.
   virtual void begin(const std::vector<RankBatch>& batches, bool held) = 0;
   // Starts gathering the batch into staging set `batch % sets`. May return before the bytes are
   // there. Waits until has_room().
   virtual void stage(size_t batch) = 0;
-  // Whether other ranks, too, are done with the staging sets that stage() of the batch would fill.
+  // Commits of this rank that have to be begun before stage() of the batch, as those batches have
+  // the staging memory until then.
+  virtual size_t commits_before(size_t batch) const = 0;
+  // Whether other ranks, too, are done with the staging memory that stage() of the batch would
+  // fill.
   virtual bool has_room(size_t) { return true; }
   // Tells every rank, once the bytes are there, that this rank has staged the batch; wait() of the
   // batch may do so instead.
@@ -109,15 +117,15 @@ class Mover {
   // Returns once every rank has staged the batch: from then on it will be committed everywhere.
   // Throws on timeout, cancellation or a peer's failure; then resolve() says how it ended.
   virtual void wait(size_t batch) = 0;
-  // wait() without waiting: true where it would return now. Throws where wait() would, and when
-  // cancelled. A batch that this rank has not staged yet may be asked for, as peers may have given
-  // up on it.
+  // wait() without waiting: true where it would return now. Throws where wait() would, but for the
+  // time limit, which is for the executor to check where it rests. A batch that this rank has not
+  // staged yet may be asked for, as peers may have given up on it.
   virtual bool agreed(size_t batch) = 0;
   // After a failure, without waiting: is the batch known to be staged everywhere? Once false was
   // answered for a batch, no rank of this process' shared control block will ever commit it.
   virtual bool resolve(size_t batch) = 0;
-  // Starts copying the staged batch into the slots. Ordered before the next stage() of the same
-  // set.
+  // Starts copying the staged batch into the slots. Ordered before each stage() that has to come
+  // after it.
   virtual void commit(size_t batch) = 0;
   // Returns when the commit of the batch, the latest that was started, is in place here. Does not
   // wait for what is being staged.

@@ -266,7 +266,7 @@ bool NcclMover::agreed(size_t batch) {
   bool there = false;
   guarded([&] {
     const std::string what = text("commit batch ", batch);
-    cancellation_.check(what.c_str());
+    cancellation_.check_cancelled(what.c_str());
     use_device(config_.device->ordinal());
     (void)gpu_->transfer.idle();  // throws what went wrong on the device
     there = reached(batch, what.c_str());

@@ -60,6 +60,9 @@ class NcclMover : public Mover {
   void warm_up();
 
   void begin(const std::vector<RankBatch>& batches, bool held) override;
+  size_t commits_before(size_t batch) const override {
+    return config_.staging.commits_before(batch);
+  }
   void stage(size_t batch) override;
   void arrive(size_t batch) override;
   void wait(size_t batch) override;

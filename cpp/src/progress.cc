@@ -53,12 +53,12 @@ bool Progress::permits(uint32_t batch) const {
   return batch < run_->permitted;
 }
 
-void Progress::await_permission(uint32_t batch, const Cancellation& cancellation,
-                                std::chrono::milliseconds limit) {
-  const auto until = std::min(std::chrono::steady_clock::now() + limit, cancellation.deadline());
+void Progress::rest(std::chrono::steady_clock::time_point until, const Cancellation& cancellation,
+                    const uint32_t* batch) {
   Lock lock(mutex_);
-  changed_.wait_until(lock, until,
-                      [&] { return batch < run_->permitted || cancellation.cancelled(); });
+  changed_.wait_until(lock, std::min(until, cancellation.deadline()), [&] {
+    return (batch != nullptr && *batch < run_->permitted) || cancellation.cancelled();
+  });
 }
 
 uint32_t Progress::most() const {

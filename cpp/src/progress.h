@@ -37,9 +37,10 @@ class Progress {
   void end(const std::optional<Error>& error);
   void report(size_t rank, const RankCounts& counts);
   bool permits(uint32_t batch) const;
-  // Returns once the batch is permitted, or `cancellation` cancelled, or after `limit` at most.
-  void await_permission(uint32_t batch, const Cancellation& cancellation,
-                        std::chrono::milliseconds limit);
+  // Returns at `until` or the deadline, or once `cancellation` is cancelled or the batch permitted;
+  // `batch` may be null.
+  void rest(std::chrono::steady_clock::time_point until, const Cancellation& cancellation,
+            const uint32_t* batch);
   // Batches that the slowest and the fastest rank have committed.
   uint32_t least() const { return counts().committed; }
   uint32_t most() const;

@@ -28,15 +28,14 @@ class PullMover : public Mover {
             std::shared_ptr<Control> control, const Cancellation& cancellation)
       : rank_(config.rank),
         own_(config.weights),
-        cells_(config.staging.cells),
-        sets_(config.staging.sets),
+        staging_plan_(config.staging),
         layout_(own_.tensor_bytes),
         expert_bytes_(
             std::accumulate(own_.tensor_bytes.begin(), own_.tensor_bytes.end(), uint64_t{0})),
         views_(std::move(views)),
         control_(std::move(control)),
         cancellation_(cancellation) {
-    staging_bytes = layout_.bytes * cells_ * sets_;
+    staging_bytes = layout_.bytes * staging_plan_.cells * staging_plan_.sets;
     staging_ = Allocation(config.device, staging_bytes);
   }
 
@@ -46,6 +45,8 @@ class PullMover : public Mover {
     bytes_in = bytes_out = 0;
     control_->enter(epoch_, static_cast<uint32_t>(batches.size()));
   }
+
+  size_t commits_before(size_t batch) const override { return staging_plan_.commits_before(batch); }
 
   void stage(size_t batch) override {
     cancellation_.check("stage weights");
@@ -66,7 +67,7 @@ class PullMover : public Mover {
   void wait(size_t batch) override { control_->wait(epoch_, fence(batch), rank_, cancellation_); }
 
   bool agreed(size_t batch) override {
-    cancellation_.check("wait for other ranks");
+    cancellation_.check_cancelled("wait for other ranks");
     return control_->passed(epoch_, fence(batch));
   }
 
@@ -96,7 +97,7 @@ class PullMover : public Mover {
   static uint32_t fence(size_t batch) { return static_cast<uint32_t>(batch); }
 
   uint64_t first_cell(size_t batch) const {
-    return staging_.address() + batch % sets_ * cells_ * layout_.bytes;
+    return staging_.address() + batch % staging_plan_.sets * staging_plan_.cells * layout_.bytes;
   }
 
   // Into the cell; or into the slot itself, if that is given up.
@@ -126,7 +127,7 @@ class PullMover : public Mover {
 
   const int32_t rank_;
   const WeightsView own_;
-  const uint64_t cells_, sets_;
+  const StagingPlan staging_plan_;
   const CellLayout layout_;
   const uint64_t expert_bytes_;
   const std::shared_ptr<const std::vector<WeightsView>> views_;

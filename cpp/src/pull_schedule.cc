@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <numeric>
-#include <unordered_map>
 #include <utility>
 
 #include "eplb.h"
@@ -31,96 +30,31 @@ IndexRange move_to(std::vector<Piece>* all, const std::vector<Piece>& pieces) {
   return {first, static_cast<uint32_t>(all->size())};
 }
 
-// A slot that a commit writes.
-struct Write {
-  int32_t layer, slot, cell;
-  int32_t source;  // the slot of the same rank that it copies; kStaged: what the cell holds
-};
-constexpr int32_t kStaged = -1;
-
-// Puts writes into steps, so that what a step overwrites no later one reads. Stages one write of
-// each circle.
-class CommitOrder {
- public:
-  CommitOrder(std::vector<Write> writes, int32_t slots) : waiting_(std::move(writes)) {
-    slots_ = static_cast<size_t>(slots);
-    for (const Write& write : waiting_) {
-      if (write.source != kStaged) ++readers_[place(write.layer, write.source)];
-    }
-    while (!waiting_.empty()) {
-      if (!take_step()) stage_one();
-    }
-  }
-  const std::vector<std::vector<Write>>& steps() const { return steps_; }
-
- private:
-  size_t place(int32_t layer, int32_t slot) const { return layer * slots_ + slot; }
-
-  // Writes that nobody waits for.
-  bool take_step() {
-    const auto is_read = [&](const Write& write) {
-      const auto found = readers_.find(place(write.layer, write.slot));
-      return found != readers_.end() && found->second > 0;
-    };
-    const auto ready = std::stable_partition(waiting_.begin(), waiting_.end(), is_read);
-    if (ready == waiting_.end()) return false;
-    steps_.emplace_back(ready, waiting_.end());
-    waiting_.erase(ready, waiting_.end());
-    for (const Write& write : steps_.back()) {
-      if (write.source != kStaged) --readers_[place(write.layer, write.source)];
-    }
-    return true;
-  }
-
-  // All that is left are circles, as a slot is written only once.
-  void stage_one() {
-    const auto copies = [](const Write& write) { return write.source != kStaged; };
-    Write& write = *std::find_if(waiting_.begin(), waiting_.end(), copies);
-    --readers_[place(write.layer, write.source)];
-    write.source = kStaged;
-  }
-
-  size_t slots_ = 0;
-  std::vector<Write> waiting_;
-  std::unordered_map<size_t, int32_t> readers_;  // by place
-  std::vector<std::vector<Write>> steps_;
-};
-
 // Lowers one batch.
 class BatchBuilder {
  public:
-  BatchBuilder(const RankBatch& batch, uint64_t set, const PullTask& task)
+  BatchBuilder(const RankBatch& batch, const CommitOrder& order, const std::vector<int32_t>& cells,
+               const PullTask& task)
       : batch_(batch),
+        order_(order),
+        cells_(cells),
         task_(task),
         own_((*task.peers)[task.rank].weights),
-        layout_(own_.tensor_bytes),
-        set_offset_(set * task.staging.cells * layout_.bytes) {
-    // Cells go to them in the order of operations.
-    for (const Operation& operation : batch.operations) {
-      if (operation.takes_cell()) arrivals_.push_back(&operation);
-    }
-  }
+        layout_(own_.tensor_bytes) {}
 
   void append_to(PullSchedule* schedule) {
-    const CommitOrder order(writes(), own_.slots);
-    std::vector<bool> staged(arrivals_.size());
-    for (const auto& step : order.steps()) {
-      for (const Write& write : step) {
-        if (write.source == kStaged) staged[write.cell] = true;
-      }
-    }
     PullBatch result;
     Lists local;
     push(schedule, &result.push, &local);
     std::vector<Piece> pull;
-    for (const std::vector<Transfer>& transfers : fetched(staged)) {
+    for (const std::vector<Transfer>& transfers : fetched()) {
       for (int32_t tensor = 0; tensor < own_.tensors; ++tensor) {
         fetch(tensor, transfers, &pull, &local);
       }
     }
     result.pull = move_to(&schedule->engine_pieces, pull);
     result.gather = move_lists(schedule, local);
-    for (const auto& step : order.steps()) {
+    for (const std::vector<SlotWrite>& step : order_.steps()) {
       Lists lists;
       for (int32_t tensor = 0; tensor < own_.tensors; ++tensor) commit(tensor, step, &lists);
       result.commit.push_back(move_lists(schedule, lists));
@@ -137,16 +71,6 @@ class BatchBuilder {
   static Copies move_lists(PullSchedule* schedule, const Lists& lists) {
     return {move_to(&schedule->kernel_pieces, lists.kernel),
             move_to(&schedule->engine_pieces, lists.engine)};
-  }
-
-  std::vector<Write> writes() const {
-    std::vector<Write> all;
-    for (const RankBatch::Commit& change : batch_.commits) {
-      const Operation& origin = *arrivals_[change.cell];
-      all.push_back({change.layer, change.slot, change.cell,
-                     origin.code == EPLB_OP_COPY ? origin.peer_slot : kStaged});
-    }
-    return all;
   }
 
   // An operation, and where the expert goes.
@@ -175,11 +99,12 @@ class BatchBuilder {
   }
 
   // What this rank fetches: what is direct, and what it copies inside itself by way of staging.
-  ByDistance fetched(const std::vector<bool>& staged) const {
+  ByDistance fetched() const {
     ByDistance groups(task_.peers->size());
-    for (size_t cell = 0; cell < arrivals_.size(); ++cell) {
-      if (!staged[cell] || arrivals_[cell]->code != EPLB_OP_COPY) continue;
-      groups[0].push_back({arrivals_[cell], static_cast<int32_t>(cell)});
+    for (size_t i = 0; i < cells_.size(); ++i) {
+      const Operation* operation = order_.arrivals()[i];
+      if (cells_[i] == StagingRing::kNone || operation->code != EPLB_OP_COPY) continue;
+      groups[0].push_back({operation, cells_[i]});
     }
     for (const Operation& operation : batch_.operations) {
       if (operation.direct) groups[distance(operation)].push_back({&operation, kInSlot});
@@ -234,13 +159,14 @@ class BatchBuilder {
     return local_list(tensor, task_.gather_by_engine, local);
   }
 
-  void commit(int32_t tensor, const std::vector<Write>& step, Lists* lists) const {
-    const Write* before = nullptr;
-    for (const Write& write : step) {
+  void commit(int32_t tensor, const std::vector<SlotWrite>& step, Lists* lists) const {
+    const SlotWrite* before = nullptr;
+    for (const SlotWrite& write : step) {
       const bool follows = before != nullptr && before->layer == write.layer;
-      const uint64_t source = write.source == kStaged
-                                  ? in_cell((*task_.peers)[task_.rank], tensor, write.cell)
-                                  : own_.at(write.layer, tensor, write.source);
+      const uint64_t source =
+          write.source == SlotWrite::kStaged
+              ? in_cell((*task_.peers)[task_.rank], tensor, cells_[write.arrival])
+              : own_.at(write.layer, tensor, write.source);
       add({own_.at(write.layer, tensor, write.slot), source, own_.tensor_bytes[tensor]}, follows,
           local_list(tensor, task_.commit_by_engine, lists));
       before = &write;
@@ -256,8 +182,8 @@ class BatchBuilder {
   }
 
   uint64_t in_cell(const PullPeer& peer, int32_t tensor, int32_t cell) const {
-    return peer.staging + set_offset_ + task_.staging.cells * layout_.offset[tensor] +
-           cell * layout_.stride(tensor);
+    const uint64_t cells = uint64_t{1} * task_.staging.cells * task_.staging.sets;
+    return peer.staging + cells * layout_.offset[tensor] + cell * layout_.stride(tensor);
   }
 
   void count_bytes(PullBatch* result) const {
@@ -270,35 +196,20 @@ class BatchBuilder {
   }
 
   const RankBatch& batch_;
+  const CommitOrder& order_;
+  const std::vector<int32_t>& cells_;  // [arrivals]
   const PullTask& task_;
   const WeightsView& own_;
   const CellLayout layout_;
-  const uint64_t set_offset_;
-  std::vector<const Operation*> arrivals_;  // [cells]
 };
 
 }  // namespace
 
-std::vector<int32_t> arrival_cells(const std::vector<RankBatch>& batches,
-                                   const WeightsView& weights) {
-  std::vector<int32_t> cells(size_t{1} * weights.layers * weights.slots, -1);
-  for (const RankBatch& batch : batches) {
-    int32_t cell = 0;
-    for (const Operation& operation : batch.operations) {
-      if (!operation.takes_cell()) continue;
-      if (operation.code == EPLB_OP_RECEIVE) {
-        cells[size_t{1} * operation.layer * weights.slots + operation.slot] = cell;
-      }
-      ++cell;
-    }
-  }
-  return cells;
-}
-
-PullSchedule make_pull_schedule(const std::vector<RankBatch>& batches, const PullTask& task) {
+PullSchedule make_pull_schedule(const std::vector<RankBatch>& batches, const StagingRing& ring,
+                                const PullTask& task) {
   PullSchedule schedule;
   for (size_t b = 0; b < batches.size(); ++b) {
-    BatchBuilder(batches[b], b % task.staging.sets, task).append_to(&schedule);
+    BatchBuilder(batches[b], ring.orders[b], ring.cells[b], task).append_to(&schedule);
   }
   return schedule;
 }

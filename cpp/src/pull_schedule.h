@@ -5,7 +5,7 @@
 //   push     what other ranks receive: from this rank's slots into their staging memory
 //   pull     large tensors that are received directly: from other GPUs' slots into this rank's
 //   gather   what else the batch stages: small tensors of both, and copies inside this GPU
-//   commit   staging set -> slots, and slots -> slots of the same rank, in steps
+//   commit   staging memory -> slots, and slots -> slots of the same rank, in steps
 //
 // Whoever has an expert writes it to where it is wanted, instead of being read: writes through a
 // link are 5 % faster than reads, keep their rate beside copies inside the GPUs, where reads from
@@ -14,9 +14,7 @@
 // given up on it, can still write there, and must not reach slots. So what is direct is read by
 // the rank that it is for.
 //
-// What stays in a rank need not be staged: nobody else reads its slots once a batch is committed. A
-// copy waits for those that read what it overwrites, which is what the steps are for; copies in a
-// circle would wait for each other, so one of each circle is staged.
+// The order of a commit is in commit_order.h, and what is staged where in staging_ring.h.
 //
 // What is direct takes no commit: pull and gather put it into its slot, also from inside the rank.
 //
@@ -27,7 +25,7 @@
 // kernel, which reaches other GPUs' memory where it is. Large ones of gather and commit go with
 // them, or by copy engine, if no multiprocessor is to be taken from others.
 //
-// A staging set holds its experts tensor by tensor, so that slots that follow each other at both
+// Staging memory holds its experts tensor by tensor, so that slots that follow each other at both
 // ends are one copy.
 #pragma once
 
@@ -36,13 +34,14 @@
 
 #include "device.h"
 #include "mover.h"
+#include "staging_ring.h"
 
 namespace eplb {
 
 // Another rank's memory, as this rank's GPU sees it; or this rank's own.
 struct PullPeer {
   WeightsView weights;
-  uint64_t staging = 0;  // [sets][tensors][cells]
+  uint64_t staging = 0;  // [tensors][sets * cells]
   bool same_gpu = false;
 };
 
@@ -50,7 +49,7 @@ struct PullTask {
   int32_t rank = 0;
   const std::vector<PullPeer>* peers = nullptr;  // [world], this rank's own included
   // [world]: the staging cell in which a rank wants the expert of each slot, [layers * slots], -1
-  // where it wants none; see arrival_cells(). This rank's own is not used.
+  // where it wants none; see StagingRing. This rank's own is not used.
   std::vector<const int32_t*> cells;
   StagingPlan staging;
   // Who copies large tensors inside the GPU: its copy engines, or else the copy kernel.
@@ -77,11 +76,7 @@ struct PullSchedule {
   std::vector<PullBatch> batches;
 };
 
-// In which staging cell what other ranks push is to arrive, by slot, [layers * slots]; -1 where
-// nothing is.
-std::vector<int32_t> arrival_cells(const std::vector<RankBatch>& batches,
-                                   const WeightsView& weights);
-
-PullSchedule make_pull_schedule(const std::vector<RankBatch>& batches, const PullTask& task);
+PullSchedule make_pull_schedule(const std::vector<RankBatch>& batches, const StagingRing& ring,
+                                const PullTask& task);
 
 }  // namespace eplb

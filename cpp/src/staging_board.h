@@ -1,38 +1,45 @@
 // SPDX-License-Identifier: Apache-2.0
 // What ranks that write into each other's staging memory tell each other: where in it their experts
-// are to arrive, and which staging sets are free again.
+// are to arrive, and what of it is free again.
 //
 // A rank's part is written by that rank alone. Its word says in which run it is, and how many
-// batches of it are in place: from then on their staging sets may be written again. The table of
-// cells is complete before the word says that the rank is in a run.
+// batches of it are in place: from then on their cells may be written again. The tables are
+// complete before the word says that the rank is in a run.
 #pragma once
 
 #include <atomic>
 #include <cstdint>
 #include <memory>
-#include <vector>
 
 #include "shared_memory.h"
+#include "staging_ring.h"
 
 namespace eplb {
 
+struct BoardSize {
+  uint32_t world, layers, slots;
+  bool operator==(const BoardSize& other) const {
+    return world == other.world && layers == other.layers && slots == other.slots;
+  }
+};
+
 class StagingBoard {
  public:
-  // On the heap, for ranks that are all in this process. `experts`: layers x slots of a rank.
-  static std::shared_ptr<StagingBoard> create_local(uint32_t world, uint64_t experts);
+  // On the heap, for ranks that are all in this process.
+  static std::shared_ptr<StagingBoard> create_local(const BoardSize& size);
   // In shared memory: made by one process, opened by the others.
-  static std::shared_ptr<StagingBoard> create_shared(uint32_t world, uint64_t experts);
+  static std::shared_ptr<StagingBoard> create_shared(const BoardSize& size);
   static std::shared_ptr<StagingBoard> open_shared(const SegmentReference& reference,
-                                                   uint32_t world, uint64_t experts);
+                                                   const BoardSize& size);
   SegmentReference reference() const { return segment_.reference(); }
 
-  // `rank` enters run `epoch` (1, 2, …). `cells` [layers * slots]: the staging cell in which the
-  // expert of a slot is to arrive, -1 where none is. No rank reads those of an earlier run any
-  // more.
-  void enter(int32_t rank, uint32_t epoch, const std::vector<int32_t>& cells);
+  // `rank` enters run `epoch` (1, 2, …), with the ring's `arrivals` and `after`. No rank reads
+  // those of an earlier run any more.
+  void enter(int32_t rank, uint32_t epoch, const StagingRing& ring);
   bool has_entered(int32_t rank, uint32_t epoch) const;
-  // Those of the run that the rank is in.
-  const int32_t* cells(int32_t rank) const;
+  // Of the run that the rank is in.
+  const int32_t* arrivals(int32_t rank) const;
+  uint32_t after(int32_t rank, size_t batch) const;
 
   // The rank's first `batches` are in place.
   void land(int32_t rank, uint32_t epoch, uint32_t batches);
@@ -46,9 +53,9 @@ class StagingBoard {
   struct Header;
   struct Part;
   StagingBoard(SharedMemory segment, std::unique_ptr<uint64_t[]> heap);
-  static uint64_t part_bytes(uint64_t experts);
-  static uint64_t bytes(uint32_t world, uint64_t experts);
-  void format(uint32_t world, uint64_t experts);
+  static uint64_t part_bytes(const BoardSize& size);
+  static uint64_t bytes(const BoardSize& size);
+  void format(const BoardSize& size);
   Part& part(int32_t rank) const;
 
   SharedMemory segment_;

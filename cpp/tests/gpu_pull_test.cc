@@ -50,9 +50,10 @@ struct GpuWorld {
     for (const Outcome& outcome : outcomes) CHECK_EQ(outcome.error, "");
   }
 
-  std::vector<RunReport> run_all(const Script& script) const {
+  std::vector<RunReport> run_all(const Script& script, uint64_t bytes_per_second = 0) const {
     std::vector<RunReport> reports(engines.size());
-    in_parallel(engines.size(), [&](size_t i) { reports[i] = run(engines[i], script, kRunMs); });
+    const eplb_run_config config = run_config(kRunMs, false, bytes_per_second);
+    in_parallel(engines.size(), [&](size_t i) { reports[i] = run(engines[i], script, config); });
     return reports;
   }
 
@@ -110,6 +111,36 @@ TEST("eplb_engine_run() puts every expert where the naive model puts it") {
         }
         all.expect(expected, "after four runs");
       }
+    }
+  }
+}
+
+// Experts that the rank gathers.
+uint64_t gathered(const Script& script, int32_t rank) {
+  return std::count_if(script.ops.begin(), script.ops.end(), [&](const Op& op) {
+    return op.rank == rank && (op.code == EPLB_OP_RECEIVE || op.code == EPLB_OP_COPY);
+  });
+}
+
+TEST("eplb_engine_run() with a bound takes what it says, and puts every expert in its place") {
+  std::mt19937_64 random(9);
+  const Shape shape = {12, 4, {1 << 20, 4096, 100}};
+  for (const bool copy_engine_only : {false, true}) {
+    for (const bool per_rank : {false, true}) {
+      const GpuWorld all(shape, 2, {3, 2, 8192, copy_engine_only, false}, per_rank);
+      const std::vector<Bytes> before = all.fill(random);
+      const Script script = random_script(shape, 2, 3, random);
+      const uint64_t experts = std::max(gathered(script, 0), gathered(script, 1));
+      CHECK(experts > 0);
+      const auto start = std::chrono::steady_clock::now();
+      // A fifth of a second.
+      for (const RunReport& report : all.run_all(script, 5 * experts * shape.expert_bytes())) {
+        CHECK_EQ(report.outcome.error, "");
+        CHECK_EQ(report.result.committed_batches, count(script));
+      }
+      const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+      CHECK(seconds.count() >= 0.2 && seconds.count() < 5);
+      all.expect(script.apply(before, count(script)), "after a run with a bound");
     }
   }
 }

@@ -184,9 +184,9 @@ TEST("eplb_engine_run() and eplb_engine_commit() refuse arguments out of range")
     MUST_FAIL(EPLB_INVALID_ARGUMENT, part, eplb_engine_run, engine, words.data(),
               uint64_t{words.size()}, &config, &result, static_cast<uint64_t*>(nullptr));
   };
-  refused({sizeof(eplb_run_config), 1, 0, 0, 0}, "the timeout is 0 milliseconds");
-  refused({sizeof(eplb_run_config), 1, 10, 2, 0}, "held is 2, not 0 or 1");
-  refused({sizeof(eplb_run_config), 1, 10, 0, 7}, "reserved is 7, not 0");
+  refused({sizeof(eplb_run_config), 1, 0, 0, 0, 0}, "the timeout is 0 milliseconds");
+  refused({sizeof(eplb_run_config), 1, 10, 2, 0, 0}, "held is 2, not 0 or 1");
+  refused({sizeof(eplb_run_config), 1, 10, 0, 7, 0}, "reserved is 7, not 0");
   MUST_FAIL(EPLB_INVALID_ARGUMENT, "it is null", eplb_engine_run, engine, words.data(),
             uint64_t{words.size()}, static_cast<const eplb_run_config*>(nullptr), &result,
             static_cast<uint64_t*>(nullptr));

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <deque>
 
 #include "program.h"
 #include "pull_mover.h"
@@ -31,6 +32,7 @@ struct World {
   World(const ranks::Script& script, const Plan& plan, std::mt19937_64& random)
       : shape(script.shape), plan(plan) {
     weights.reserve(script.world);  // their addresses stay
+    programs.reserve(script.world);
     for (uint32_t rank = 0; rank < script.world; ++rank) {
       bytes.push_back(ranks::random_bytes(shape, random));
       weights.emplace_back(shape.layers * shape.slots * shape.expert_bytes(), '\0');
@@ -42,7 +44,7 @@ struct World {
                    std::string(layout.bytes * plan.staging.cells * plan.staging.sets, '\0'));
     for (uint32_t rank = 0; rank < script.world; ++rank) {
       programs.push_back(parse(script, static_cast<int32_t>(rank)));
-      cells.push_back(arrival_cells(programs.back(), views[rank]));
+      rings.emplace_back(programs.back(), views[rank], plan.staging.cells * plan.staging.sets);
     }
     for (uint32_t rank = 0; rank < script.world; ++rank) make_schedule(rank);
   }
@@ -79,13 +81,13 @@ struct World {
     for (uint32_t peer = 0; peer < programs.size(); ++peer) {
       peers.push_back({views[peer], address_of(staging[peer]),
                        peer / plan.ranks_per_gpu == rank / plan.ranks_per_gpu});
-      task.cells.push_back(cells[peer].data());
+      task.cells.push_back(rings[peer].arrivals.data());
     }
     task.rank = static_cast<int32_t>(rank);
     task.peers = &peers;
     task.staging = plan.staging;
     task.gather_by_engine = task.commit_by_engine = plan.copy_engine_only;
-    schedules.push_back(make_pull_schedule(programs[rank], task));
+    schedules.push_back(make_pull_schedule(programs[rank], rings[rank], task));
   }
 
   // Copies between the weights and what the naive model works on.
@@ -136,21 +138,23 @@ struct World {
   std::vector<std::string> weights, staging;
   std::vector<WeightsView> views;
   std::vector<std::vector<RankBatch>> programs;
-  std::vector<std::vector<int32_t>> cells;
+  std::deque<StagingRing> rings;
   std::vector<PullSchedule> schedules;
 };
 
-// As many batches are staged ahead as there are staging sets.
+// Batches are staged as far ahead as the rings let them.
 void execute(const World& world, size_t batches) {
-  const size_t ahead = world.plan.staging.sets;
-  for (size_t step = 0; step < batches + ahead; ++step) {
-    for (size_t rank = 0; rank < world.schedules.size(); ++rank) {
-      if (step >= ahead) world.commit(rank, step - ahead);
+  size_t committed = 0;
+  const auto commit_up_to = [&](size_t end) {
+    for (; committed < end; ++committed) {
+      for (size_t rank = 0; rank < world.schedules.size(); ++rank) world.commit(rank, committed);
     }
-    for (size_t rank = 0; rank < world.schedules.size(); ++rank) {
-      if (step < batches) world.stage(rank, step);
-    }
+  };
+  for (size_t batch = 0; batch < batches; ++batch) {
+    for (const StagingRing& ring : world.rings) commit_up_to(ring.after[batch]);
+    for (size_t rank = 0; rank < world.schedules.size(); ++rank) world.stage(rank, batch);
   }
+  commit_up_to(batches);
 }
 
 TEST("make_pull_schedule() puts every expert where the naive model puts it") {

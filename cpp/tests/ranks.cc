@@ -275,20 +275,23 @@ Outcome connect(const Engine& engine, const std::vector<std::vector<char>>& blob
               lengths.data(), timeout_ms);
 }
 
-eplb_run_config run_config(uint64_t timeout_ms, bool held) {
-  return {sizeof(eplb_run_config), 1, timeout_ms, held ? 1u : 0u, 0};
+eplb_run_config run_config(uint64_t timeout_ms, bool held, uint64_t bytes_per_second) {
+  return {sizeof(eplb_run_config), 1, timeout_ms, held ? 1u : 0u, 0, bytes_per_second};
 }
 
-RunReport run(const Engine& engine, const Script& script, uint64_t timeout_ms, bool held) {
+RunReport run(const Engine& engine, const Script& script, const eplb_run_config& config) {
   RunReport report = {};
   report.result.size = sizeof(report.result);
   report.result.version = 1;
   report.rank_bytes.resize(2 * engine.local_ranks().size());
   const std::vector<int32_t> words = script.words(engine.local_ranks());
-  const eplb_run_config config = run_config(timeout_ms, held);
   report.outcome = call(eplb_engine_run, engine.handle(), words.data(), uint64_t{words.size()},
                         &config, &report.result, report.rank_bytes.data());
   return report;
+}
+
+RunReport run(const Engine& engine, const Script& script, uint64_t timeout_ms, bool held) {
+  return run(engine, script, run_config(timeout_ms, held));
 }
 
 Counts progress(const Engine& engine) {
@@ -301,11 +304,12 @@ Outcome commit(const Engine& engine, uint32_t batches, uint32_t* committed, uint
   return call(eplb_engine_commit, engine.handle(), batches, timeout_ms, committed);
 }
 
-HeldRun::HeldRun(const Engine& engine, const Script& script, uint64_t timeout_ms)
+HeldRun::HeldRun(const Engine& engine, const Script& script, uint64_t timeout_ms,
+                 uint64_t bytes_per_second)
     : engine_(engine) {
   const uint32_t before = progress(engine).runs;
-  thread_ = std::thread([this, &script, timeout_ms] {
-    report_ = run(engine_, script, timeout_ms, true);
+  thread_ = std::thread([this, &script, config = run_config(timeout_ms, true, bytes_per_second)] {
+    report_ = run(engine_, script, config);
     ended_ = true;
   });
   while (!ended_ && progress(engine).runs == before) std::this_thread::yield();

@@ -148,7 +148,8 @@ struct RunReport {
   eplb_run_result result;
   std::vector<uint64_t> rank_bytes;  // [locals][2]
 };
-eplb_run_config run_config(uint64_t timeout_ms, bool held);
+eplb_run_config run_config(uint64_t timeout_ms, bool held, uint64_t bytes_per_second = 0);
+RunReport run(const Engine& engine, const Script& script, const eplb_run_config& config);
 RunReport run(const Engine& engine, const Script& script, uint64_t timeout_ms = 10000,
               bool held = false);
 
@@ -164,7 +165,8 @@ Outcome commit(const Engine& engine, uint32_t batches, uint32_t* committed,
 class HeldRun {
  public:
   // Returns once the run has begun; or ended, if it is refused.
-  HeldRun(const Engine& engine, const Script& script, uint64_t timeout_ms = 30000);
+  HeldRun(const Engine& engine, const Script& script, uint64_t timeout_ms = 30000,
+          uint64_t bytes_per_second = 0);
   HeldRun(const HeldRun&) = delete;
   ~HeldRun();
   // Fails unless `agreed` batches are agreed on within a few seconds.

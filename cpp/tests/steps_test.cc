@@ -17,6 +17,7 @@ using eplb::Progress;
 using eplb::RankBatch;
 using eplb::RunCounts;
 using eplb::RunOutcome;
+using eplb::RunTerms;
 
 namespace {
 
@@ -31,18 +32,22 @@ class NotingMover : public Mover {
     std::function<void(const std::string&)> fault = [](const std::string&) {};
     std::function<bool(size_t)> known = [](size_t) { return false; };  // resolve()'s answers
     std::function<bool(size_t)> seen = [](size_t) { return true; };    // agreed()'s, once staged
+    std::atomic<size_t> staged{0};
   };
-  explicit NotingMover(Notes& notes) : notes_(notes) {}
+  NotingMover(Notes& notes, uint32_t sets) : notes_(notes), sets_(sets) {}
 
   void begin(const std::vector<RankBatch>&, bool) override { note("b"); }
+  size_t commits_before(size_t batch) const override {
+    return eplb::StagingPlan{1, sets_}.commits_before(batch);
+  }
   void stage(size_t batch) override {
     note("s", batch);
-    staged_ = batch + 1;
+    notes_.staged = batch + 1;
   }
   void arrive(size_t batch) override { note("a", batch); }
   void wait(size_t batch) override { note("w", batch); }
   bool agreed(size_t batch) override {
-    if (batch >= staged_ || !notes_.seen(batch)) return false;
+    if (batch >= notes_.staged || !notes_.seen(batch)) return false;
     note("g", batch);
     return true;
   }
@@ -63,20 +68,24 @@ class NotingMover : public Mover {
   void note(const char* call, size_t batch) { note(call + std::to_string(batch)); }
 
   Notes& notes_;
-  size_t staged_ = 0;
+  const uint32_t sets_;
 };
 
 struct Team {
   Team(size_t ranks, uint32_t sets) : notes(ranks), progress(ranks), crew(ranks) {
     std::vector<Executor::Member> members;
     for (size_t i = 0; i < ranks; ++i) {
-      members.push_back({static_cast<int32_t>(10 + i), std::make_unique<NotingMover>(notes[i])});
+      members.push_back(
+          {static_cast<int32_t>(10 + i), std::make_unique<NotingMover>(notes[i], sets)});
     }
-    executor = std::make_unique<Executor>(std::move(members), sets, cancellation, crew, progress);
+    executor = std::make_unique<Executor>(std::move(members), cancellation, crew, progress);
   }
 
-  RunOutcome run(size_t batches, bool held = false) {
-    return executor->run(eplb::Program(notes.size(), std::vector<RankBatch>(batches)), held);
+  // Every batch gathers one expert.
+  RunOutcome run(size_t batches, const RunTerms& terms = {}) {
+    const RankBatch batch = {{{0, EPLB_OP_COPY, 0, 0, 0, 0}}, {}};
+    return executor->run(eplb::Program(notes.size(), std::vector<RankBatch>(batches, batch)),
+                         terms);
   }
 
   std::vector<NotingMover::Notes> notes;
@@ -217,10 +226,10 @@ TEST("Executor::run() reports the root cause, not its echo in another rank") {
   }
 }
 
-// A held run on a thread of its own. Its failures are the test's to cause.
+// A run on a thread of its own, held unless told otherwise. Its failures are the test's to cause.
 struct Held {
-  Held(Team& team, size_t batches) : team(team) {
-    thread = std::thread([this, batches] { outcome = this->team.run(batches, true); });
+  Held(Team& team, size_t batches, const RunTerms& terms = {true}) : team(team) {
+    thread = std::thread([=] { outcome = this->team.run(batches, terms); });
     await([](const RunCounts& counts) { return counts.runs == 1; });
   }
   ~Held() {
@@ -352,6 +361,57 @@ TEST("Executor::run() of a held run starts no commit twice") {
   CHECK_EQ(held.end().committed, 0u);
   CHECK_EQ(team.executor->settle(2), 2u);
   CHECK_EQ(team.notes[0].calls, "b s0 a0 g0 s1 a1 g1 c0 l0 r2 f c1 l1 f");
+}
+
+// The second batch is due in an hour.
+constexpr RunTerms kPaced = {false, 1, 3600}, kPacedAndHeld = {true, 1, 3600};
+
+TEST("Executor::run() commits what all have staged while the next batch is not due") {
+  Team team(2, 2);
+  std::atomic<bool> there{false};
+  for (NotingMover::Notes& notes : team.notes) notes.seen = [&](size_t) { return there.load(); };
+  Held run(team, 4, kPaced);
+  there = true;
+  run.await([](const RunCounts& counts) { return counts.committed == 1; });
+  run.abort();
+  CHECK_EQ(run.end().error->status, EPLB_ABORTED);
+  CHECK_EQ(run.outcome.committed, 1u);
+  for (const size_t rank : {0, 1}) CHECK_EQ(team.notes[rank].calls, "b s0 a0 g0 c0 r1 f");
+}
+
+TEST("Executor::run() waits for a fence where the next batch has no staging set, due or not") {
+  Team team(1, 1);
+  team.notes[0].seen = [](size_t) { return false; };
+  Held run(team, 2, kPaced);
+  run.await([](const RunCounts& counts) { return counts.committed == 1; });
+  run.abort();
+  CHECK(run.end().error.has_value());
+  CHECK_EQ(team.notes[0].calls, "b s0 a0 w0 c0 r1 f");
+}
+
+TEST("Executor::run() of a held run commits what is permitted while the next batch is not due") {
+  Team team(1, 2);
+  Held run(team, 4, kPacedAndHeld);
+  CHECK_EQ(run.commit(1), 1u);
+  run.abort();
+  CHECK_EQ(run.end().error->status, EPLB_ABORTED);
+  CHECK_EQ(team.notes[0].calls, "b s0 a0 g0 c0 l0 r1 f");
+}
+
+TEST("Executor::run() learns from the next fence that a peer gave up while it is not due") {
+  for (const RunTerms& terms : {kPaced, kPacedAndHeld}) {
+    Team team(1, 2);
+    std::atomic<bool> gone{false};
+    team.notes[0].seen = [&](size_t) -> bool {
+      if (gone) throw Error(EPLB_PEER_FAILED, "test", 99);
+      return false;
+    };
+    Held run(team, 2, terms);
+    while (team.notes[0].staged == 0) std::this_thread::yield();
+    gone = true;
+    CHECK_EQ(run.end().error->rank, 99);
+    CHECK_EQ(team.notes[0].calls, "b s0 a0 r0 f");
+  }
 }
 
 }  // namespace

@@ -54,6 +54,14 @@ TEST("eplb_engine_describe() writes no further than the caller's struct") {
   CHECK_EQ(room.after, 0x5555u);
 }
 
+TEST("eplb_engine_run() of a shorter config knows no bound, whatever lies behind it") {
+  World all({2, 2, {8}}, 1, 1, 1);
+  const Script script{all.shape, 1, {{0, 1}, {1, 2}}, {{0, 0, 0, EPLB_OP_COPY, 0, 0, 0, 1}}};
+  eplb_run_config config = run_config(10000, false, 1);
+  config.size = 24;
+  CHECK_EQ(run(all.engine[0], script, config).outcome.error, "");
+}
+
 TEST("eplb_struct_size() is sizeof, and 0 for an unknown kind") {
   CHECK_EQ(eplb_struct_size(EPLB_STRUCT_DEVICE_INFO), sizeof(eplb_device_info));
   CHECK_EQ(eplb_struct_size(EPLB_STRUCT_WEIGHTS_CONFIG), sizeof(eplb_weights_config));

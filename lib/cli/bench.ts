@@ -22,12 +22,18 @@ import { measureServing, type Serving } from "./bench/serving.ts";
 import { timeTransfer, type Transfer } from "./bench/transfers.ts";
 import { type Command, EXIT, UsageError } from "./command.ts";
 import type { Flags } from "./flags.ts";
+import { MOST_RATE } from "./rearrange/flags.ts";
 import type { Terminal } from "./terminal.ts";
 
 const HOST_RANKS = 4;
 const REPEAT = 5;
 /** A decode step of a large model, in milliseconds. */
 const STEP_MS = 18;
+/**
+ * Bound of the moves that a model shall hardly notice, in bytes per second. At full speed an H200
+ * gathers some 740 GB/s, and products bound by memory slow down by 27 %.
+ */
+const MAX_RATE = 20e9;
 /** Options that say something about what --serving leaves out. */
 const NOT_SERVING = ["no-processes", "no-interference"];
 
@@ -40,8 +46,8 @@ export const bench: Command = {
     "Measures what the links of this machine give at best, then rearranges real\n" +
     "model shapes with every transport, in one process and in one per rank, verifying\n" +
     "every byte, and times matrix products with and without weights moving beside\n" +
-    "them. Without two GPUs, or with --device host, it measures host memory in small\n" +
-    "shapes.\n" +
+    "them, at full speed and within --max-rate. Without two GPUs, or with --device\n" +
+    "host, it measures host memory in small shapes.\n" +
     "\n" +
     "--serving measures what a step loop notices instead: how much of its speed it\n" +
     "keeps while every layer is rearranged beside it, and for how long it pauses\n" +
@@ -93,6 +99,17 @@ export const bench: Command = {
         type: "switch",
         help: "skip the matrix products",
       },
+      {
+        name: "max-rate",
+        value: "GB/S",
+        type: "number",
+        max: MOST_RATE,
+        help:
+          "the most that a rank receives and copies, in the rows of matrix products that have " +
+          `a bound (default: ${
+            MAX_RATE / 1e9
+          }), and with --serving (default: none)`,
+      },
     ],
   }, {
     title: "Serving",
@@ -118,6 +135,7 @@ export const bench: Command = {
     "bench --models deepseek-r1 --json",
     "bench --device host",
     "bench --serving",
+    "bench --serving --max-rate 20",
   ],
   run: async (flags, terminal) => {
     refuseContradictions(flags);
@@ -135,6 +153,11 @@ export const bench: Command = {
 
 function refuseContradictions(flags: Flags): void {
   if (!flags.has("serving")) {
+    if (flags.has("max-rate") && flags.has("no-interference")) {
+      throw new UsageError(
+        "--max-rate cannot be combined with --no-interference",
+      );
+    }
     if (!flags.has("step-ms")) return;
     throw new UsageError("--step-ms needs --serving");
   }
@@ -171,6 +194,11 @@ async function runBench(
   if (flags.has("serving")) {
     const nothing = { ceilings: [], transfers: [], interference: [] };
     return { ...head, ...nothing, serving: await serve(flags, options) };
+  }
+  if (flags.has("max-rate") && (device === "host" || gpus < 2)) {
+    throw new UsageError(
+      "--max-rate needs two GPUs, or --serving: it bounds what moves beside a model",
+    );
   }
   return {
     ...head,
@@ -212,6 +240,7 @@ async function serve(flags: Flags, options: BenchOptions): Promise<Serving> {
     ...options,
     repeat: flags.number("repeat") ?? REPEAT,
     stepSeconds: (flags.number("step-ms") ?? STEP_MS) / 1e3,
+    maxRate: flags.rate("max-rate"),
   });
 }
 
@@ -250,7 +279,8 @@ async function interfere(
   if (device === "host" || gpus < 2 || flags.has("no-interference")) return [];
   try {
     const onCase = (name: string): void => terminal.note(`${name} …`);
-    return await measureInterference(library, { gpus, onCase });
+    const maxRate = flags.rate("max-rate") ?? MAX_RATE;
+    return await measureInterference(library, { gpus, maxRate, onCase });
   } catch (error) {
     // Without cuBLAS there is nothing to compare with, but all else stands.
     if (!(error instanceof EplbError && error.code === "unsupported")) {

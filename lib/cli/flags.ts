@@ -58,6 +58,12 @@ export class Flags {
       ? undefined
       : readNumber(this.#table.get(name)!, text);
   }
+
+  /** An option in GB/s as bytes per second; undefined if it is not given. */
+  rate(name: string): number | undefined {
+    const gigabytes = this.number(name);
+    return gigabytes === undefined ? undefined : gigabytes * 1e9;
+  }
 }
 
 /** Takes `--name`, `--name value` and `--name=value` apart. */

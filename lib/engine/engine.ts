@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-import { DEFAULT_TIMEOUT, type WaitOptions } from "../cluster/wait.ts";
+import { checkRate } from "../_check.ts";
+import { DEFAULT_TIMEOUT } from "../cluster/wait.ts";
 import { planMigration } from "../migration/plan.ts";
 import { lowerBoundSeconds, totalTraffic } from "../migration/traffic.ts";
 import { NativeEngine, type TransportName } from "../native/engine.ts";
@@ -17,12 +18,13 @@ import {
   planJourney,
 } from "./move.ts";
 import type {
+  BeginOptions,
   EngineOptions,
   RearrangeOptions,
   RearrangeResult,
 } from "./options.ts";
 import { Rearrangement } from "./rearrangement.ts";
-import { Run, settle } from "./run.ts";
+import { Run, type RunParts, settle } from "./run.ts";
 import { type Staging, stagingFor } from "./staging.ts";
 import { abortable, messageOf, rankOf } from "./waiting.ts";
 import { Deadline, World } from "./world.ts";
@@ -33,6 +35,9 @@ const SMALL_BYTES = 1 << 20;
 const MAX_OPS_PER_GROUP = 64;
 /** Milliseconds between two calls of `onProgress`. */
 const PROGRESS_INTERVAL = 200;
+/** The words for a rate that is none. */
+const MAX_RATE = { action: "rearrange", name: "maxRate" } as const;
+
 /**
  * Moves expert weights between ranks, in place.
  *
@@ -179,9 +184,10 @@ export class Engine implements AsyncDisposable {
    * is compared before the first byte moves. Nobody may use the weights meanwhile.
    *
    * @param to The new placement.
-   * @param options Source choice, verification, timeout, abort signal.
+   * @param options Source choice, verification, rate, timeout, abort signal.
    * @returns What was moved, and how fast.
-   * @throws {RangeError} If `to` does not fit the weights, or staging is too small for a layer.
+   * @throws {RangeError} If `to` does not fit the weights, or staging is too small for a layer, or
+   * `maxRate` is no rate.
    * @throws {PlanMismatchError} If processes were given different plans; nothing has moved.
    * @throws {RearrangeError} If the move failed; says which layers are committed.
    */
@@ -230,8 +236,11 @@ export class Engine implements AsyncDisposable {
    * its digest must be the same on all processes.
    * @param options Limits of the whole move.
    * @returns The rearrangement in progress.
+   * @throws {RangeError} If `maxRate` is no rate.
    */
-  begin(move: Move, options: WaitOptions = {}): Rearrangement {
+  begin(move: Move, options: BeginOptions = {}): Rearrangement {
+    const { maxRate } = options;
+    checkRate(maxRate, MAX_RATE);
     this.#enter();
     if (!move.from.equals(this.#placement)) {
       this.#state = "ready";
@@ -246,6 +255,7 @@ export class Engine implements AsyncDisposable {
         options.signal,
       ),
       held: true,
+      maxRate,
     });
     return new Rearrangement({ ...this.#parts, move, run }, {
       place: (placement) => this.#placement = placement,
@@ -294,7 +304,8 @@ export class Engine implements AsyncDisposable {
 
   #plan(to: Placement, options: RearrangeOptions): readonly Move[] {
     try {
-      const { sources, direct, relay } = options;
+      const { sources, direct, relay, maxRate } = options;
+      checkRate(maxRate, MAX_RATE);
       const settings = this.moveSettings({ sources, direct });
       return planJourney(this.#placement, to, { ...settings, relay });
     } catch (error) {
@@ -309,7 +320,7 @@ export class Engine implements AsyncDisposable {
 
   #start(
     move: Move,
-    bounds: { readonly deadline: Deadline; readonly held: boolean },
+    bounds: Pick<RunParts, "deadline" | "held" | "maxRate">,
   ): Run {
     return new Run({ ...this.#parts, move, ...bounds });
   }
@@ -329,7 +340,8 @@ export class Engine implements AsyncDisposable {
       const before = await this.#digests("before", options, deadline);
       for (hop of moves) {
         this.#placement = hop.drained;
-        run = this.#start(hop, { deadline, held: false });
+        const { maxRate } = options;
+        run = this.#start(hop, { deadline, held: false, maxRate });
         moveSeconds += await watched(run, {
           hop: moves.indexOf(hop),
           hops: moves.length,

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import type { Cluster } from "../cluster/cluster.ts";
+import type { WaitOptions } from "../cluster/wait.ts";
 import type { MigrationCounts, MigrationPlan } from "../migration/plan.ts";
 import type { SourceChoice } from "../migration/sources.ts";
 import type { Traffic } from "../migration/traffic.ts";
@@ -78,8 +79,52 @@ export interface EngineOptions {
   readonly signal?: AbortSignal;
 }
 
+/**
+ * How fast weights may move.
+ *
+ * @example Eight experts into each rank, in 40 ms
+ * ```ts
+ * import { Engine, ExpertLayout, ExpertWeights, NativeLibrary, Placement, Topology } from "@eplb/eplb";
+ * import { assert } from "@std/assert";
+ *
+ * const library = NativeLibrary.open();
+ * const layout = new ExpertLayout([{ name: "w", dtype: "U8", shape: [1000] }]);
+ * const weights = await Promise.all(Array.from({ length: 2 }, () =>
+ *   ExpertWeights.allocate(library, { layout, layers: 4, slots: 2 })
+ * ));
+ * const engine = await Engine.connect({
+ *   library,
+ *   topology: Topology.uniform({ ranks: 2, nodes: 1 }),
+ *   placement: Placement.contiguous({ layers: 4, ranks: 2, slotsPerRank: 2, experts: 4 }),
+ *   weights,
+ * });
+ * const row = [2, 3, 0, 1];
+ * const to = Placement.from([row, row, row, row], { ranks: 2 });
+ * const { moveSeconds } = await engine.rearrange(to, { maxRate: 200e3 }); // 200 kB/s
+ * assert(moveSeconds >= 0.04);
+ *
+ * await engine.close();
+ * for (const one of weights) one.close();
+ * ```
+ */
+export interface RateOptions {
+  /**
+   * The most bytes per second that each rank gathers, on average over the move, so that a model
+   * beside it hardly notices: 20e9 is 20 GB/s. A rank gathers what it receives from others and what
+   * it copies inside. A batch of layers begins when the bound allows all before it, and then goes as
+   * fast as it can; the move ends when the bound allows all of it. The timeout must leave time for
+   * that. Processes may differ: all wait for the slowest.
+   *
+   * @default {no bound}
+   */
+  readonly maxRate?: number | undefined;
+}
+
+/** Options of {@linkcode Engine.begin}. */
+export interface BeginOptions extends WaitOptions, RateOptions {}
+
 /** Options of {@linkcode Engine.rearrange}. */
-export interface RearrangeOptions {
+export interface RearrangeOptions extends RateOptions {
   /**
    * Which holder sends: spread over all of them, or SGLang's contiguous chunks.
    *
@@ -130,7 +175,10 @@ export interface RearrangeResult {
   readonly traffic: Traffic;
   /** Seconds to compute plan and program. */
   readonly planSeconds: number;
-  /** Seconds from the first byte to the last commit, of the slowest rank. */
+  /**
+   * Seconds from the first byte to the last commit, or to the end that `maxRate` sets, of the
+   * slowest rank.
+   */
   readonly moveSeconds: number;
   /** The least time that the topology's link rates allow; undefined if they are unknown. */
   readonly lowerBoundSeconds: number | undefined;

@@ -17,6 +17,8 @@ export interface RunParts {
   readonly deadline: Deadline;
   /** Whether batches wait for {@linkcode Run.commit}. */
   readonly held: boolean;
+  /** The most bytes per second that each rank gathers; undefined: no bound. */
+  readonly maxRate: number | undefined;
 }
 
 /** One move, on its way. */
@@ -87,7 +89,7 @@ export class Run {
   }
 
   async #execute(): Promise<number> {
-    const { native, world, move, deadline, held } = this.#parts;
+    const { native, world, move, deadline, held, maxRate } = this.#parts;
     const run = await abortable(
       native,
       { world, deadline },
@@ -95,6 +97,7 @@ export class Run {
         native.run(move.program.words, {
           timeoutMs: deadline.remaining,
           held,
+          ...(maxRate !== undefined && { bytesPerSecond: Math.floor(maxRate) }),
         }),
     );
     this.#committed = run.committedBatches;

@@ -60,6 +60,8 @@ export interface NativeRunOptions {
   readonly timeoutMs: number;
   /** Batches are committed only as {@linkcode NativeEngine.commit} permits it. */
   readonly held: boolean;
+  /** The most bytes per second that each rank gathers, a whole number; no bound without. */
+  readonly bytesPerSecond?: number;
 }
 
 /** How far a run is, in batches. */
@@ -198,7 +200,7 @@ export class NativeEngine {
       this.#handle,
       program,
       BigInt(program.length),
-      runConfig(options),
+      runConfig({ bytesPerSecond: 0, ...options }),
       view,
       bytes,
       error.buffer,

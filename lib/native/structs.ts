@@ -13,7 +13,7 @@ export const STRUCTS: Readonly<
   eplb_run_result: { kind: 5, bytes: 24 },
   eplb_copy_measure: { kind: 6, bytes: 40 },
   eplb_product_measure: { kind: 7, bytes: 32 },
-  eplb_run_config: { kind: 8, bytes: 24 },
+  eplb_run_config: { kind: 8, bytes: 32 },
   eplb_dispatch_config: { kind: 9, bytes: 24 },
   eplb_dispatch_call: { kind: 10, bytes: 72 },
 };
@@ -126,10 +126,12 @@ export function engineInfo(): {
 export function runConfig(config: {
   timeoutMs: number;
   held: boolean;
+  bytesPerSecond: number;
 }): DataView<ArrayBuffer> {
   const view = struct("eplb_run_config");
   view.setBigUint64(8, BigInt(config.timeoutMs), true);
   view.setUint32(16, config.held ? 1 : 0, true);
+  view.setBigUint64(24, BigInt(config.bytesPerSecond), true);
   return view;
 }
 

@@ -33,6 +33,7 @@ export interface CycleContext {
   readonly mode: "async" | "sync";
   readonly drain: boolean;
   readonly layersPerStep: number;
+  readonly maxRate: number | undefined;
   readonly cycleTimeout: number;
   readonly stallTimeout: number;
   readonly stepTimeout: number;
@@ -229,10 +230,12 @@ export class Cycle {
       model.serve(decision.placement, decision.shares);
       return this.#end(resplit ? "resplit" : "unchanged", undefined);
     }
-    const { mode, cycleTimeout, layersPerStep, stepTimeout } = this.#context;
+    const { mode, cycleTimeout, layersPerStep, maxRate, stepTimeout } =
+      this.#context;
     const Kind = mode === "async" ? BackgroundTransfer : BlockingTransfer;
     this.#transfer = new Kind(model, this.#planned!, {
       layersPerStep,
+      maxRate,
       stepTimeout,
       timeout: this.#remaining(cycleTimeout),
     });

@@ -5,7 +5,7 @@
  *
  * @module
  */
-import { checkInteger } from "../_check.ts";
+import { checkInteger, checkRate } from "../_check.ts";
 import type { Cluster } from "../cluster/cluster.ts";
 import type { EngineOptions } from "../engine/options.ts";
 import type { NativeLibrary } from "../native/library.ts";
@@ -80,6 +80,15 @@ export interface EplbStateOptions {
    * @default {true for the policies quota and swap}
    */
   readonly drain?: boolean;
+  /**
+   * The most bytes per second that each rank gathers while weights move; see
+   * {@linkcode RateOptions}. It keeps the model at its speed in `async` mode; in `sync` mode steps
+   * only wait longer. `cycleTimeout` must leave time for the whole move, `stallTimeout` for the
+   * layers of one step.
+   *
+   * @default {no bound}
+   */
+  readonly maxRate?: number | undefined;
   /**
    * Limit of one cycle, from its load to its last layer, in milliseconds.
    *
@@ -191,4 +200,5 @@ export function checkOptions(options: EplbStateOptions): void {
   for (const [name, value] of Object.entries(limits)) {
     checkInteger(value, { action: "create state", name, min: 1 });
   }
+  checkRate(options.maxRate, { action: "create state", name: "maxRate" });
 }

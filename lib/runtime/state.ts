@@ -142,6 +142,7 @@ export class EplbState implements AsyncDisposable {
       drain: options.drain ?? (policy === "quota" || policy === "swap"),
       layersPerStep: options.layersPerStep ??
         (mode === "async" ? 1 : MOST_LAYERS),
+      maxRate: options.maxRate,
       cycleTimeout: options.cycleTimeout ?? CYCLE_TIMEOUT,
       stallTimeout: options.stallTimeout ?? DEFAULT_TIMEOUT,
       stepTimeout: options.stepTimeout ?? DEFAULT_TIMEOUT,

@@ -17,6 +17,8 @@ import { sharesNow } from "./shares.ts";
 export interface TransferOptions {
   /** The most layers that change between two forward passes. */
   readonly layersPerStep: number;
+  /** The most bytes per second that each rank gathers; undefined: no bound. */
+  readonly maxRate: number | undefined;
   /** Limit of one commit, in milliseconds. */
   readonly stepTimeout: number;
   /** Limit of the whole transfer, in milliseconds. */
@@ -157,9 +159,9 @@ export class BackgroundTransfer extends BaseTransfer implements Transfer {
   }
 
   #begin(): void {
-    const { timeout } = this.options;
+    const { timeout, maxRate } = this.options;
     const move = this.planned.moves[this.#hop]!;
-    const rearrangement = this.model.engine.begin(move, { timeout });
+    const rearrangement = this.model.engine.begin(move, { timeout, maxRate });
     this.#rearrangement = rearrangement;
     rearrangement.finished.then(
       () => this.#ended = true,
@@ -241,12 +243,11 @@ export class BlockingTransfer extends BaseTransfer implements Transfer {
   async advance(): Promise<LayerRange> {
     const { decision } = this.planned;
     const { engine } = this.model;
+    const { timeout, maxRate } = this.options;
     const [first, end] = [this.#moved, this.#nextEnd()];
     const to = Placement.mix(this.#start, decision.placement, end);
     try {
-      const result = await engine.rearrange(to, {
-        timeout: this.options.timeout,
-      });
+      const result = await engine.rearrange(to, { timeout, maxRate });
       this.#seconds += result.moveSeconds;
       this.#moved = end;
       return { first, end };

@@ -34,7 +34,7 @@ const LAYERS = 8;
 const SLOTS = 9;
 
 Deno.test("bench --serving --json measures both modes, and every byte arrives", async () => {
-  const outcome = await run(...SMALL, "--json");
+  const outcome = await run(...SMALL, "--max-rate", "0.5", "--json");
   assertEquals(outcome.code, 0);
   const { serving, transfers, ceilings, interference, ranks } = documentOf(
     outcome,
@@ -43,6 +43,7 @@ Deno.test("bench --serving --json measures both modes, and every byte arrives", 
   assertEquals(ranks, 2);
   assertEquals(serving.stepSeconds, 0.002);
   assertEquals(serving.processes, 1);
+  assertEquals(serving.maxRate, 500e6);
   const [one, ...others] = serving.cases;
   assertEquals(others, []);
   assertEquals(one.model, "deepseek-r1");
@@ -74,6 +75,9 @@ Deno.test("bench --serving --json measures both modes, and every byte arrives", 
       1,
     );
   }
+  for (const { busiestBytes, moveSeconds } of one.async.runs) {
+    assert(moveSeconds >= busiestBytes / 500e6, `${moveSeconds} s`);
+  }
   for (const { pauseSeconds, moveSeconds } of one.sync.runs) {
     assert(pauseSeconds > moveSeconds, `${pauseSeconds} s, ${moveSeconds} s`);
   }
@@ -96,6 +100,18 @@ Deno.test("bench --serving prints a table, and says that nothing is computed on 
 for (
   const [args, message] of [
     [["--step-ms", "5"], "--step-ms needs --serving"],
+    [
+      ["--max-rate", "5", "--no-interference"],
+      "--max-rate cannot be combined with --no-interference",
+    ],
+    [
+      ["--max-rate", "5", "--device", "host"],
+      "--max-rate needs two GPUs, or --serving: it bounds what moves beside a model",
+    ],
+    [
+      ["--serving", "--max-rate", "0"],
+      '--max-rate must be a number above 0: it is "0"',
+    ],
     [
       ["--serving", "--no-processes"],
       "--no-processes cannot be combined with --serving",

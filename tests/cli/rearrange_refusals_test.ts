@@ -114,7 +114,7 @@ for (
         args: [`--${name}`, "0"],
         message: `--${name} must be a whole number from 1: it is "0"`,
       })),
-    ...["timeout", "link-rate", "node-rate"].map((name) => ({
+    ...["timeout", "link-rate", "node-rate", "max-rate"].map((name) => ({
       args: [`--${name}`, "0"],
       message: `--${name} must be a number above 0: it is "0"`,
     })),

@@ -103,6 +103,7 @@ Deno.test("rearrange --json tells sizes, transport and times", async () => {
     transport: "pull",
     processes: 1,
     sources: "balanced",
+    maxRate: null,
     // Some expert goes to both ranks of a node.
     hops: 2,
     lowerBoundSeconds: null,
@@ -235,6 +236,19 @@ Deno.test("rearrange --to deepseek balances a made-up load", async () => {
   assert(after > 0.9 && after <= 1, `deepseek is at ${after}`);
   const other = await rearrange(...args.slice(0, -1), "zipf:4");
   assert(before !== other.balancedness.before);
+});
+
+Deno.test("rearrange --max-rate takes its time, and says within what bound", async () => {
+  const args = ["--ranks", "2", "--max-rate", "0.01"];
+  const { maxRate, moveSeconds, bytesReceived, verified } = await rearrange(
+    ...args,
+  );
+  assertEquals([maxRate, verified], [10e6, true]);
+  const most = Math.max(...bytesReceived);
+  assertGreater(most, 0);
+  assert(moveSeconds >= most / 10e6, `${moveSeconds} s`);
+  const { stdout } = await run("rearrange", "--device", "host", ...args);
+  assertMatch(stdout, /bound on what a rank gathers +10.0 MB\/s/);
 });
 
 Deno.test("rearrange --sources chunked sends the same bytes into each rank", async () => {

@@ -3,11 +3,13 @@ import {
   assertEquals,
   assertRejects,
   assertStringIncludes,
+  assertThrows,
 } from "@std/assert";
 import { EplbError } from "../../lib/native/errors.ts";
 import { ExpertWeights } from "../../lib/native/weights.ts";
 import { Placement } from "../../lib/placement.ts";
 import { Engine } from "../../lib/engine/engine.ts";
+import { planMove } from "../../lib/engine/move.ts";
 import { RearrangeError } from "../../lib/engine/errors.ts";
 import type { EngineOptions } from "../../lib/engine/options.ts";
 import { Topology } from "../../lib/topology.ts";
@@ -186,6 +188,60 @@ Deno.test("rearrange() says what was moved: bytes, rates, lower bound", async ()
   assertEquals(result.lowerBoundSeconds, 64e-6);
   assertEquals(result.verified, undefined);
   assertEquals(result.gigabytesPerSecond, 64 / result.moveSeconds / 1e9);
+});
+
+Deno.test("rearrange() takes the time that maxRate asks for", async () => {
+  await using job = await makeJob();
+  for (const [rank, one] of job.weights.entries()) {
+    await one.fill(columnsOf(placement, rank));
+  }
+  await using engine = await Engine.connect({
+    ...job.options,
+    staging: { bytes: 256 },
+  });
+  // Ranks 0 and 3 swap their outer slots in all three layers.
+  const row = [...placement.physicalToLogical.subarray(0, 12)];
+  [row[0], row[11]] = [row[11]!, row[0]!];
+  const { verified, moveSeconds } = await engine.rearrange(
+    Placement.from([row, row, row], { ranks: 4 }),
+    { verify: true, maxRate: 64 / 0.02 }, // an expert in 20 ms
+  );
+  assertEquals(verified, true);
+  assert(moveSeconds >= 0.06, `${moveSeconds} s`);
+});
+
+for (const maxRate of [0, -1, 0.5, NaN, Infinity, 2 ** 53]) {
+  Deno.test(`rearrange() and begin() refuse maxRate ${maxRate}, before anything moves`, async () => {
+    await using job = await makeJob();
+    await using engine = await Engine.connect(job.options);
+    const to = Placement.random({ ...shape, seed: 3 });
+    const message =
+      `Cannot rearrange: maxRate must be from 1 to 9007199254740991 bytes per second, got ${maxRate}`;
+    await assertRejects(
+      () => engine.rearrange(to, { maxRate }),
+      RangeError,
+      message,
+    );
+    const move = planMove(placement, to, engine.moveSettings());
+    assertThrows(() => engine.begin(move, { maxRate }), RangeError, message);
+    assert(engine.placement.equals(placement));
+    await engine.rearrange(to); // still fit for it
+  });
+}
+
+Deno.test("rearrange() names the batch that it waited for when the time is up", async () => {
+  await using job = await makeJob();
+  await using engine = await Engine.connect({
+    ...job.options,
+    staging: { bytes: 256 },
+  });
+  const to = Placement.random({ ...shape, seed: 3 });
+  const error = await assertRejects(
+    () => engine.rearrange(to, { maxRate: 1, timeout: 200, relay: false }),
+    RearrangeError,
+  );
+  assertStringIncludes(error.message, "Cannot stage batch 1 within 1 bytes");
+  assertStringIncludes(error.message, "the time limit has passed");
 });
 
 Deno.test("rearrange() ends with the signal, and says what is committed", async () => {

@@ -252,6 +252,39 @@ const GOLDEN = 0.618;
 
 for (const world of [nccl, pull, eight, near, mixed]) {
   Deno.test({
+    name: `a rearrangement takes the time that maxRate asks for: ${
+      describe(world)
+    }`,
+    ignore: world.ignore,
+    fn: async () => {
+      const { transport, ranks } = world;
+      const shape = { layers: 6, ranks, slotsPerRank: 5, experts: 5 * ranks };
+      const start = Placement.contiguous(shape);
+      const weights = await fill(start, onGpu);
+      const engine = await Engine.connect({
+        library,
+        weights,
+        placement: start,
+        topology: Topology.uniform({ ranks, nodes: 1 }),
+        transport,
+      });
+      // Each rank gets all that the next one has.
+      const map = start.physicalToLogical.map((expert) =>
+        (expert + 5) % shape.experts
+      );
+      const to = Placement.from(map, { ranks, layers: 6 });
+      const maxRate = 5 * layout.expertBytes / 0.02; // a layer in 20 ms
+      const { moveSeconds } = await engine.rearrange(to, { maxRate });
+      assert(moveSeconds >= 0.12 && moveSeconds < 5, `${moveSeconds} s`);
+      await assertHolds(weights, to);
+      await engine.close();
+      weights.forEach((one) => one.close());
+    },
+  });
+}
+
+for (const world of [nccl, pull, eight]) {
+  Deno.test({
     name: `an aborted rearrangement keeps weights and maps equal: ${
       describe(world)
     }`,

@@ -126,6 +126,23 @@ Deno.test("NativeEngine.run() of a held run changes what commit() permits, and n
   assertEquals(job.engine.progress(), { committed: LAYERS, agreed: LAYERS });
 });
 
+Deno.test("NativeEngine.run() with a bound takes what all bytes take at it", async () => {
+  await using job = await Job.connect();
+  for (const held of [false, true]) {
+    job.fill();
+    const run = job.engine.run(copies(), {
+      timeoutMs: TIMEOUT,
+      held,
+      bytesPerSecond: 100 * BYTES,
+    });
+    if (held) await job.engine.commit(LAYERS, TIMEOUT);
+    const outcome = await run;
+    outcome.check();
+    assert(outcome.seconds >= 0.01 * LAYERS, `${outcome.seconds} s`);
+    assertEquals(job.moved, LAYERS);
+  }
+});
+
 Deno.test("NativeEngine.progress() and commit() right after run() are about that run", async () => {
   await using job = await Job.connect();
   const options = { timeoutMs: TIMEOUT, held: false };

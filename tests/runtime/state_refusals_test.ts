@@ -26,6 +26,13 @@ Deno.test("EplbState refuses what cannot work", async () => {
     TypeError,
     'mode must be "async" or "sync"',
   );
+  for (const maxRate of [0, NaN, 0.5, Infinity]) {
+    await assertRejects(
+      () => EplbState.create({ library, topology, maxRate }),
+      RangeError,
+      `Cannot create state: maxRate must be from 1 to 9007199254740991 bytes per second, got ${maxRate}`,
+    );
+  }
   using served = new ServedLedger(SMALL);
   const { state } = await serve();
   await served.addTo(state);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What a model notices of weights that move beside it, and they of the model.
 
+import { DEFAULT_TIMEOUT } from "../../cluster/wait.ts";
 import { measureProducts } from "../../native/measure.ts";
 import type { NativeLibrary } from "../../native/library.ts";
 import { ExpertWeights } from "../../native/weights.ts";
@@ -8,6 +9,7 @@ import { Placement } from "../../placement.ts";
 import { Engine } from "../../engine/engine.ts";
 import type { EngineOptions } from "../../engine/options.ts";
 import { Topology } from "../../topology.ts";
+import { formatRate } from "../../report/table.ts";
 import { modelShape } from "../../weights/shapes.ts";
 import { median } from "./median.ts";
 
@@ -23,14 +25,20 @@ const LAYERS = 58;
 const SLOTS = 9;
 
 /** One way to move weights beside products. */
-const BESIDE: readonly {
+interface Beside {
   readonly name: string;
   readonly engine: Partial<EngineOptions>;
-}[] = [
-  {
-    name: "pull, copy engine only",
-    engine: { transport: "pull", copyEngineOnly: true },
-  },
+  /** The most bytes per second that each rank gathers. */
+  readonly maxRate?: number;
+}
+
+const COPY_ENGINE_ONLY: Beside = {
+  name: "pull, copy engine only",
+  engine: { transport: "pull", copyEngineOnly: true },
+};
+
+/** Ways to move weights as fast as they can. */
+const OTHERS: readonly Beside[] = [
   { name: "pull", engine: { transport: "pull" } },
   { name: "nccl, 8 thread blocks", engine: { transport: "nccl", maxCtas: 8 } },
   {
@@ -43,6 +51,8 @@ const BESIDE: readonly {
 export interface Interference {
   readonly products: string;
   readonly transport: string;
+  /** The bound on what each rank gathers, in bytes per second; null: as fast as it can. */
+  readonly maxRate: number | null;
   /** Median seconds of one product, alone and beside. */
   readonly alone: number;
   readonly beside: number;
@@ -53,12 +63,20 @@ export interface Interference {
   readonly movingBeside: number;
 }
 
+/** Options of {@linkcode measureInterference}. */
+export interface InterferenceOptions {
+  readonly gpus: number;
+  /** The bound of the rows that have one, in bytes per second. */
+  readonly maxRate: number;
+  readonly onCase: (name: string) => void;
+}
+
 /** Measures every pair of products and movers on all GPUs. */
 export async function measureInterference(
   library: NativeLibrary,
-  options: { readonly gpus: number; readonly onCase: (name: string) => void },
+  options: InterferenceOptions,
 ): Promise<Interference[]> {
-  const { gpus } = options;
+  const { gpus, maxRate, onCase } = options;
   const { layout } = modelShape("deepseek-r1");
   const shape = {
     layers: LAYERS,
@@ -74,18 +92,24 @@ export async function measureInterference(
     weights.push(owned.use(await ExpertWeights.allocate(library, size)));
   }
   const rows: Interference[] = [];
-  for (const { name, engine: engineOptions } of BESIDE) {
+  const all = [COPY_ENGINE_ONLY, { ...COPY_ENGINE_ONLY, maxRate }, ...OTHERS];
+  for (const beside of all) {
     await using engine = await Engine.connect({
       library,
       weights,
       placement,
       topology: Topology.uniform({ ranks: gpus, nodes: 1 }),
-      ...engineOptions,
+      ...beside.engine,
     });
     for (const product of PRODUCTS) {
-      options.onCase(`${product.name} beside ${name}`);
-      const row = await measurePair(engine, { library, gpus, product, shape });
-      rows.push({ products: product.name, transport: name, ...row });
+      onCase(caseName(product.name, beside));
+      const move = mover(engine, { shape, maxRate: beside.maxRate });
+      rows.push({
+        products: product.name,
+        transport: beside.name,
+        maxRate: beside.maxRate ?? null,
+        ...await measurePair(move, { library, gpus, product }),
+      });
     }
     placement = engine.placement;
     await engine.close();
@@ -93,8 +117,31 @@ export async function measureInterference(
   return rows;
 }
 
+function caseName(product: string, { name, maxRate }: Beside): string {
+  const bound = maxRate === undefined ? "" : `, at ${formatRate(maxRate)}`;
+  return `${product} beside ${name}${bound}`;
+}
+
+/** Random maps, one after the other; each call resolves to the rate into the busiest rank. */
+function mover(engine: Engine, options: {
+  readonly shape: Parameters<typeof Placement.contiguous>[0];
+  readonly maxRate: number | undefined;
+}): () => Promise<number> {
+  const { shape, maxRate } = options;
+  // Staging has two sets, each for all slots of a layer: twice what a rank may gather.
+  const bytes = engine.stagingBytes * LAYERS;
+  const patience = maxRate === undefined ? 0 : Math.ceil(1e3 * bytes / maxRate);
+  const timeout = Math.min(DEFAULT_TIMEOUT + patience, 2 ** 31 - 1);
+  let seed = 1;
+  return async () => {
+    const to = Placement.random({ ...shape, seed: seed++ });
+    const result = await engine.rearrange(to, { maxRate, timeout });
+    return result.gigabytesPerSecond * 1e9;
+  };
+}
+
 async function measurePair(
-  engine: Engine,
+  move: () => Promise<number>,
   options: {
     readonly library: NativeLibrary;
     readonly gpus: number;
@@ -103,10 +150,9 @@ async function measurePair(
       readonly n: number;
       readonly k: number;
     };
-    readonly shape: Parameters<typeof Placement.contiguous>[0];
   },
-): Promise<Omit<Interference, "products" | "transport">> {
-  const { library, gpus, product, shape } = options;
+): Promise<Omit<Interference, "products" | "transport" | "maxRate">> {
+  const { library, gpus, product } = options;
   const { m, n, k } = product;
   const products = async (count: number): Promise<Float64Array[]> =>
     await Promise.all(
@@ -115,13 +161,6 @@ async function measurePair(
         (_, ordinal) => measureProducts(library, { ordinal, m, n, k, count }),
       ),
     );
-  let seed = 1;
-  const move = async (): Promise<number> => {
-    const result = await engine.rearrange(
-      Placement.random({ ...shape, seed: seed++ }),
-    );
-    return result.gigabytesPerSecond * 1e9;
-  };
   const one = median((await products(50))[0]!);
   const count = Math.min(MOST_PRODUCTS, Math.ceil(SECONDS / one));
   const alone = await products(count);

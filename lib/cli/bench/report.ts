@@ -111,6 +111,7 @@ function interferenceTable(report: BenchReport, color: boolean): string {
   const rows = report.interference.map((one) => [
     one.products,
     one.transport,
+    one.maxRate === null ? "-" : formatRate(one.maxRate),
     formatSeconds(one.alone),
     formatSeconds(one.beside),
     `${one.slowdown.toFixed(3)}x`,
@@ -121,6 +122,7 @@ function interferenceTable(report: BenchReport, color: boolean): string {
     columns: [
       { header: "products" },
       { header: "beside" },
+      { header: "bound", align: "right" },
       { header: "alone", align: "right" },
       { header: "beside", align: "right" },
       { header: "slow-down", align: "right" },

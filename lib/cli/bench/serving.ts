@@ -80,6 +80,8 @@ export interface Serving {
   /** Seconds that a forward pass was to take. */
   readonly stepSeconds: number;
   readonly idleSteps: number;
+  /** The bound on what each rank gathers in the background, in bytes per second; null without. */
+  readonly maxRate: number | null;
   /** All ranks are in one process. */
   readonly processes: 1;
   readonly cases: readonly ServingCase[];
@@ -93,6 +95,8 @@ export interface ServingOptions {
   readonly repeat: number;
   /** Seconds of a forward pass. */
   readonly stepSeconds: number;
+  /** The most bytes per second that each rank gathers in the background; undefined: no bound. */
+  readonly maxRate: number | undefined;
   readonly terminal: Terminal;
 }
 
@@ -110,6 +114,7 @@ export async function measureServing(
     product: DECODE_PRODUCT,
     stepSeconds: options.stepSeconds,
     idleSteps: IDLE_STEPS,
+    maxRate: options.maxRate ?? null,
     processes: 1,
     cases,
   };
@@ -138,12 +143,14 @@ async function measureCase(
     ...parts,
     mode: "async",
     placement: job.from,
+    maxRate: options.maxRate,
     idleSteps: IDLE_STEPS,
   });
   const sync = await serve(job, {
     ...parts,
     mode: "sync",
     placement: async.placement,
+    maxRate: undefined,
     idleSteps: WARM_UP_STEPS,
   });
   const mismatches = compareDigests(before, await digestsOf(weights), {
@@ -201,6 +208,7 @@ async function serve(job: Job, options: {
   readonly weights: readonly ExpertWeights[];
   readonly placement: Placement;
   readonly forward: Forward;
+  readonly maxRate: number | undefined;
   readonly idleSteps: number;
   readonly repeat: number;
   readonly terminal: Terminal;

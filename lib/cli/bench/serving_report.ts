@@ -19,8 +19,15 @@ export function servingText(serving: Serving, color: boolean): string {
     }`,
     servingTable(serving, color),
     `Held against the median of ${serving.idleSteps} steps alone, in brackets the longest of these.\n` +
-    "async: one layer changes between two steps. sync: one step waits for all layers.",
+    `async: one layer changes between two steps${boundText(serving)}. ` +
+    "sync: one step waits for all layers.",
   ].join("\n\n");
+}
+
+function boundText({ maxRate }: Serving): string {
+  return maxRate === null
+    ? ""
+    : `; a rank gathers at most ${formatRate(maxRate)}`;
 }
 
 function forwardText({ product, stepSeconds, cases }: Serving): string {

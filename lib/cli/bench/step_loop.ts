@@ -67,13 +67,16 @@ export class StepLoop implements AsyncDisposable {
     /** What they hold. */
     readonly placement: Placement;
     readonly forward: Forward;
+    /** The most bytes per second that each rank gathers; undefined: no bound. */
+    readonly maxRate: number | undefined;
   }): Promise<StepLoop> {
-    const { mode, weights, placement, forward } = options;
+    const { mode, weights, placement, forward, maxRate } = options;
     const ended: CycleEnded[] = [];
     const state = await EplbState.create({
       library: job.library,
       topology: job.topology,
       mode,
+      maxRate,
       policy: "preserve",
       gate: false,
       ...(mode === "async" ? { layersPerStep: 1 } : {}),

@@ -3,6 +3,9 @@
 
 import type { FlagGroup } from "../command.ts";
 
+/** More than any memory has, in GB/s. */
+export const MOST_RATE = 1_000_000;
+
 const RANKS: FlagGroup = {
   title: "Ranks",
   flags: [
@@ -182,6 +185,14 @@ const MOVING: FlagGroup = {
       type: "switch",
       help:
         "GPUs pull without multiprocessors, but for small tensors (default: kernels copy inside a GPU)",
+    },
+    {
+      name: "max-rate",
+      value: "GB/S",
+      type: "number",
+      max: MOST_RATE,
+      help:
+        "the most that a rank receives and copies, to spare a model beside it (default: no bound)",
     },
     {
       name: "timeout",

@@ -38,6 +38,8 @@ export interface Job extends Disposable {
   readonly maxCtas: number | undefined;
   readonly smallBytes: number | undefined;
   readonly copyEngineOnly: boolean;
+  /** Bytes per second. */
+  readonly maxRate: number | undefined;
   readonly verify: boolean;
   readonly relay: boolean;
   readonly repeat: number;
@@ -150,6 +152,7 @@ async function rearrangeOnce(
       sources: job.sources,
       verify: job.verify,
       relay: job.relay,
+      maxRate: job.maxRate,
       timeout: job.timeout,
       onProgress: (done, all) =>
         terminal.progress(`rearranging: ${done} of ${all} layers`),

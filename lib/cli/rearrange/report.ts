@@ -26,6 +26,8 @@ export interface RearrangeReport {
   readonly transport: string;
   readonly processes: number;
   readonly sources: string;
+  /** The bound on what each rank gathers, in bytes per second; null without. */
+  readonly maxRate: number | null;
   /** Slots of all layers and ranks that hold an expert, by where it came from. */
   readonly moves: {
     readonly unchanged: number;
@@ -84,6 +86,7 @@ export function makeReport(job: Job, outcome: JobOutcome): RearrangeReport {
     transport: outcome.transport,
     processes: topology.ranks / job.locals.length,
     sources: job.sources,
+    maxRate: job.maxRate ?? null,
     moves: { unchanged, sameRank, duplicate, sameNode, crossNode },
     hops: result.plans.length,
     bytesBetweenNodes: result.traffic.nodeBytesOut.reduce((a, b) => a + b, 0),
@@ -175,7 +178,7 @@ function timesTable(report: RearrangeReport, color: boolean): string {
   const sum = (values: readonly number[]): number =>
     values.reduce((total, value) => total + value, 0);
   const bound = report.lowerBoundSeconds;
-  const { hops, nodes, balancedness } = report;
+  const { hops, nodes, maxRate, balancedness } = report;
   const all: (string[] | undefined)[] = [
     ["plan", formatSeconds(report.planSeconds)],
     ["move", formatSeconds(report.moveSeconds)],
@@ -190,6 +193,9 @@ function timesTable(report: RearrangeReport, color: boolean): string {
       : ["moved between nodes", formatBytes(report.bytesBetweenNodes)],
     ["into the busiest rank", formatBytes(Math.max(...report.bytesReceived))],
     ["rate into it", formatRate(report.gigabytesPerSecond * 1e9)],
+    maxRate === null
+      ? undefined
+      : ["bound on what a rank gathers", formatRate(maxRate)],
     ["staging memory of a rank", formatBytes(report.stagingBytes)],
     balancedness === null ? undefined : [
       "balancedness",

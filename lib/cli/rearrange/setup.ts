@@ -58,6 +58,7 @@ export async function setUp(flags: Flags, member?: Member): Promise<Job> {
       maxCtas: flags.number("max-ctas"),
       smallBytes: flags.number("small-bytes"),
       copyEngineOnly: flags.has("copy-engine-only"),
+      maxRate: flags.rate("max-rate"),
       verify: !flags.has("no-verify"),
       relay: !flags.has("no-relay"),
       repeat: flags.number("repeat") ?? 1,

@@ -158,8 +158,8 @@ function chooseTopology(
   const measured = device === "cuda"
     ? MEASURED_RATES[gpus[0]!.name]
     : undefined;
-  const intraNode = bytesPerSecond(flags.number("link-rate")) ?? measured;
-  const interNode = bytesPerSecond(flags.number("node-rate"));
+  const intraNode = flags.rate("link-rate") ?? measured;
+  const interNode = flags.rate("node-rate");
   const rates: LinkRates = {
     ...(intraNode === undefined ? {} : { intraNode }),
     ...(interNode === undefined ? {} : { interNode }),
@@ -170,8 +170,4 @@ function chooseTopology(
   }
   const hosts = seats.map(({ host }) => host);
   return Topology.fromNodes(hosts.map((host) => hosts.indexOf(host)), rates);
-}
-
-function bytesPerSecond(gigabytes: number | undefined): number | undefined {
-  return gigabytes === undefined ? undefined : gigabytes * 1e9;
 }
