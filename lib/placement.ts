@@ -110,18 +110,23 @@ export class Placement {
   #logicalToPhysical: Int32Array | undefined;
 
   // Takes the map over, so callers hand in a copy.
-  private constructor(map: Int32Array, shape: PlacementShape) {
+  private constructor(
+    map: Int32Array,
+    shape: PlacementShape,
+    replicaCount?: Int32Array,
+  ) {
     this.layers = shape.layers;
     this.ranks = shape.ranks;
     this.slotsPerRank = shape.slotsPerRank;
     this.slots = shape.ranks * shape.slotsPerRank;
     this.experts = shape.experts;
     this.physicalToLogical = map;
-    this.logicalReplicaCount = countReplicas(map, this);
-    this.maxReplicas = this.logicalReplicaCount.reduce(
-      (a, b) => Math.max(a, b),
-      0,
-    );
+    this.logicalReplicaCount = replicaCount ?? countReplicas(map, this);
+    let most = 0;
+    for (const count of this.logicalReplicaCount) {
+      if (count > most) most = count;
+    }
+    this.maxReplicas = most;
     checkInteger(this.layers * this.experts * this.maxReplicas, {
       action: "create placement",
       name: "layers * experts * most replicas of one expert",
@@ -315,7 +320,11 @@ export class Placement {
     });
     const map = from.physicalToLogical.slice();
     map.set(to.physicalToLogical.subarray(0, committedLayers * to.slots));
-    return new Placement(map, from);
+    const counts = from.logicalReplicaCount.slice();
+    counts.set(
+      to.logicalReplicaCount.subarray(0, committedLayers * to.experts),
+    );
+    return new Placement(map, from, counts);
   }
 
   /**

@@ -31,7 +31,7 @@ class Backoff {
   }
 
  private:
-  const std::chrono::steady_clock::time_point sleep_from_;
+  std::chrono::steady_clock::time_point sleep_from_;
 };
 
 }  // namespace eplb

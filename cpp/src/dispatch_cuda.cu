@@ -21,7 +21,7 @@ constexpr uint32_t kBlocksPerProcessor = 2;
 // What a block gets without asking; layers of more experts count in global memory.
 constexpr uint32_t kMostBinBytes = 48 * 1024;
 
-constexpr uint32_t kSnapshotThreads = 256;
+constexpr uint32_t kSnapshotThreads = 256, kUploadThreads = 256;
 constexpr std::chrono::microseconds kEager{200};
 constexpr uint32_t kLaunchesPerRepeat = 20;
 
@@ -69,6 +69,22 @@ __global__ void snapshot_kernel(Counter* loads, Counter* taken, uint32_t cells) 
   if (i < cells) taken[i] = atomicExch(loads + i, Counter{0});
 }
 
+struct Tables {
+  int32_t* physical;
+  int32_t* count;
+  uint32_t* threshold;
+};
+
+// From page-locked memory. A copy engine would have it wait behind weights that are on their way.
+__global__ void upload_kernel(Tables target, Tables source, uint32_t cells, uint64_t places) {
+  const uint64_t first = uint64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  for (uint64_t i = first; i < places; i += uint64_t{gridDim.x} * blockDim.x) {
+    target.physical[i] = source.physical[i];
+    target.threshold[i] = source.threshold[i];
+    if (i < cells) target.count[i] = source.count[i];
+  }
+}
+
 // Loads the kernels' code onto the current device. Else their first launch would, which may be
 // inside a capture.
 void load_kernels_of_dispatch() {
@@ -78,6 +94,7 @@ void load_kernels_of_dispatch() {
   EPLB_CUDA(cudaFuncGetAttributes(&attributes, route_kernel<int64_t, true>));
   EPLB_CUDA(cudaFuncGetAttributes(&attributes, route_kernel<int64_t, false>));
   EPLB_CUDA(cudaFuncGetAttributes(&attributes, snapshot_kernel));
+  EPLB_CUDA(cudaFuncGetAttributes(&attributes, upload_kernel));
 }
 
 cudaStream_t stream_of(uint64_t stream) { return reinterpret_cast<cudaStream_t>(stream); }
@@ -174,12 +191,21 @@ class CudaDispatch : public DispatchDevice {
     for (uint32_t layer = tables.first_layer; layer < end; ++layer) {
       wait_for(uploaded_[layer], patience, "update dispatch tables");
     }
-    const uint64_t cells = uint64_t{tables.layers} * shape_.experts;
+    const uint32_t cells = tables.layers * shape_.experts;
     const uint64_t cell = uint64_t{tables.first_layer} * shape_.experts;
-    const uint64_t most = shape_.max_replicas;
-    upload(arrays_.physical, physical_, tables.physical, cell * most, cells * most, stream);
-    upload(arrays_.count, count_, tables.count, cell, cells, stream);
-    upload(arrays_.threshold, threshold_, tables.threshold, cell * most, cells * most, stream);
+    const uint64_t most = shape_.max_replicas, place = cell * most;
+    const uint64_t places = cells * most;
+    std::copy_n(tables.physical, places, physical_.as<int32_t>() + place);
+    std::copy_n(tables.count, cells, count_.as<int32_t>() + cell);
+    std::copy_n(tables.threshold, places, threshold_.as<uint32_t>() + place);
+    const uint32_t blocks = static_cast<uint32_t>(
+        std::min<uint64_t>((places + kUploadThreads - 1) / kUploadThreads, most_blocks_));
+    upload_kernel<<<blocks, kUploadThreads, 0, stream_of(stream)>>>(
+        {arrays_.physical + place, arrays_.count + cell, arrays_.threshold + place},
+        {physical_.as<int32_t>() + place, count_.as<int32_t>() + cell,
+         threshold_.as<uint32_t>() + place},
+        cells, places);
+    EPLB_CUDA(cudaGetLastError());
     for (uint32_t layer = tables.first_layer; layer < end; ++layer) {
       uploaded_[layer].record(stream_of(stream));
     }
@@ -227,15 +253,6 @@ class CudaDispatch : public DispatchDevice {
   }
 
  private:
-  template <class T>
-  void upload(T* array, const PinnedMemory& staging, const T* source, uint64_t first,
-              uint64_t count, uint64_t stream) {
-    T* staged = staging.as<T>() + first;
-    std::copy_n(source, count, staged);
-    EPLB_CUDA(cudaMemcpyAsync(array + first, staged, count * sizeof(T), cudaMemcpyHostToDevice,
-                              stream_of(stream)));
-  }
-
   void enqueue(const eplb_dispatch_call& call, cudaStream_t stream) {
     if (call.id_bytes == sizeof(int32_t)) {
       enqueue_ids<int32_t>(call, stream);

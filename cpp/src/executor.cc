@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "backoff.h"
 #include "eplb.h"
 #include "pace.h"
 #include "text.h"
@@ -23,6 +24,9 @@ bool is_own_fault(const Error& error) {
 // How often a rank that waits for permission, or for its pace, looks at the next fence: soon if
 // other ranks may have come to it, else only for a peer that has given up.
 constexpr std::chrono::milliseconds kLookSoon{1}, kLookLate{10};
+
+// How long a rank that has nothing to do in a run looks for something without a sleep.
+constexpr std::chrono::microseconds kEager{200};
 
 }  // namespace
 
@@ -93,20 +97,28 @@ class Executor::RankRun {
     cancellation_.check_cancelled("end the run");
   }
 
-  // Batches are committed as all ranks have staged them, also while the next one is not due.
+  // Batches are committed as all ranks have staged them, also while the next one is not due, or
+  // other ranks have no room for it yet: they may be waiting for this one.
   void move_at_once() {
+    Backoff backoff(kEager);
     while (counts_.committed < batches_->size()) {
-      if (!can_stage()) {
+      if (may_stage()) {
+        stage_next();
+      } else if (!can_stage()) {
         agree_next();
         commit_next();
-      } else if (pace_.is_due()) {
-        stage_next();
       } else if (mover_->agreed(counts_.agreed)) {
         count_agreed();
         commit_next();
-      } else {
+      } else if (!pace_.is_due()) {
         rest();
+      } else if (Clock::now() < cancellation_.deadline()) {
+        backoff.pause();
+        continue;
+      } else {
+        agree_next();  // says which rank is late
       }
+      backoff = Backoff(kEager);
     }
   }
 

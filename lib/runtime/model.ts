@@ -182,21 +182,25 @@ export class Model implements ServedModel {
     },
   ): void {
     const { topology, ranks } = this.#context;
-    const { replicas, nearest } = this.options.dispatch ?? {};
+    const { replicas = "shares", nearest = false } = this.options.dispatch ??
+      {};
+    const build = (rank: number) =>
+      buildDispatchTables(placement, {
+        shares,
+        rank,
+        topology,
+        replicas,
+        nearest,
+        maxReplicas: mostReplicas(placement, this.options),
+        firstLayer: range.first,
+        layers: range.end - range.first,
+      });
+    // What does not depend on where tokens are is the same for all ranks.
+    const common = nearest || replicas === "static"
+      ? undefined
+      : build(ranks[0]!);
     for (const [i, dispatcher] of this.#dispatchers.entries()) {
-      dispatcher.update(
-        buildDispatchTables(placement, {
-          shares,
-          rank: ranks[i]!,
-          topology,
-          replicas: replicas ?? "shares",
-          nearest: nearest ?? false,
-          maxReplicas: mostReplicas(placement, this.options),
-          firstLayer: range.first,
-          layers: range.end - range.first,
-        }),
-        this.#stream(i),
-      );
+      dispatcher.update(common ?? build(ranks[i]!), this.#stream(i));
     }
     this.#placement = placement;
     this.#shares = shares;

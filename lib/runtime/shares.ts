@@ -34,6 +34,15 @@ export interface Transition {
   readonly to: Placement;
   /** Shares for that, [layers, slots]. */
   readonly after: Float64Array;
+  /**
+   * Shares of a moment ago, [layers, slots], and the layers that have changed since; default: all
+   * have.
+   */
+  readonly last?: {
+    readonly shares: Float64Array;
+    readonly first: number;
+    readonly end: number;
+  };
 }
 
 /**
@@ -47,48 +56,53 @@ export interface Transition {
  * @returns Shares, [layers, slots].
  */
 export function sharesNow(transition: Transition): Float64Array {
-  const { placement, from, to, before, after } = transition;
+  const { placement, from, to, before, after, last } = transition;
   const { layers, slots } = placement;
-  const shares = new Float64Array(layers * slots);
-  for (let layer = 0; layer < layers; layer++) {
-    const [first, end] = [layer * slots, (layer + 1) * slots];
-    const row = placement.physicalToLogical.subarray(first, end);
-    const target = to.physicalToLogical.subarray(first, end);
-    const origin = from.physicalToLogical.subarray(first, end);
-    const arrived = row.every((expert, slot) => expert === target[slot]);
-    shares.set(
-      arrived ? after.subarray(first, end) : restrict(row, {
-        origin,
-        before: before.subarray(first, end),
-        experts: placement.experts,
-      }),
-      first,
-    );
+  const shares = last?.shares.slice() ?? new Float64Array(layers * slots);
+  const end = last?.end ?? layers;
+  for (let layer = last?.first ?? 0; layer < end; layer++) {
+    const row = (of: { readonly physicalToLogical: Int32Array }): Int32Array =>
+      of.physicalToLogical.subarray(layer * slots, (layer + 1) * slots);
+    const [now, target] = [row(placement), row(to)];
+    const part = shares.subarray(layer * slots, (layer + 1) * slots);
+    if (now.every((expert, slot) => expert === target[slot])) {
+      part.set(after.subarray(layer * slots, (layer + 1) * slots));
+      continue;
+    }
+    restrict(now, {
+      origin: row(from),
+      before: before.subarray(layer * slots, (layer + 1) * slots),
+      experts: placement.experts,
+      shares: part,
+    });
   }
   return shares;
 }
 
-/** The split of a layer that is on its way, [slots]. */
+/** Writes the split of a layer that is on its way. All arrays are [slots]. */
 function restrict(
   row: Int32Array,
-  { origin, before, experts }: {
+  { origin, before, experts, shares }: {
     readonly origin: Int32Array;
     readonly before: Float64Array;
     readonly experts: number;
+    readonly shares: Float64Array;
   },
-): Float64Array {
+): void {
   const sum = new Float64Array(experts);
   const count = new Int32Array(experts);
-  const had = (slot: number): number =>
-    row[slot] === origin[slot] ? before[slot]! : 0;
-  row.forEach((expert, slot) => {
-    if (expert < 0) return;
-    sum[expert]! += had(slot);
+  for (let slot = 0; slot < row.length; slot++) {
+    const expert = row[slot]!;
+    if (expert < 0) continue;
+    if (expert === origin[slot]) sum[expert]! += before[slot]!;
     count[expert]!++;
-  });
-  return Float64Array.from(row, (expert, slot) => {
-    if (expert < 0) return 0;
-    const total = sum[expert]!;
-    return total > 0 ? had(slot) / total : 1 / count[expert]!;
-  });
+  }
+  for (let slot = 0; slot < row.length; slot++) {
+    const expert = row[slot]!;
+    const had = expert === origin[slot] ? before[slot]! : 0;
+    if (expert < 0) shares[slot] = 0;
+    else {shares[slot] = sum[expert]! > 0
+        ? had / sum[expert]!
+        : 1 / count[expert]!;}
+  }
 }

@@ -96,6 +96,9 @@ abstract class BaseTransfer {
       before: this.#before,
       to: decision.placement,
       after: decision.shares,
+      ...(range === undefined
+        ? {}
+        : { last: { shares: this.model.shares, ...range } }),
     });
     this.model.serve(placement, shares, range);
   }
