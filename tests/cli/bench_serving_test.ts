@@ -3,16 +3,17 @@ import { heldAgainst, repeated } from "../../lib/cli/bench/serving.ts";
 import "../_native.ts";
 import { documentOf, errorOf, run } from "./_run.ts";
 
-Deno.test("heldAgainst() compares the steps of a rearrangement with the median of steps alone", () => {
+Deno.test("heldAgainst() compares the steps of a rearrangement with steps alone", () => {
   // Ten steps alone, 0.02 s each but for one; five steps beside that take 0.125 s in all.
   const idle = [0.02, 0.02, 0.02, 0.02, 0.03, 0.02, 0.02, 0.02, 0.02, 0.02];
   const { speedKept, longest, ...rest } = heldAgainst(
     idle,
     [0.02, 0.025, 0.04, 0.02, 0.02],
   );
-  assertClose(speedKept, 0.8); // 5 × 0.02 ÷ 0.125
+  assertClose(speedKept, 0.84); // 5 × 0.021 ÷ 0.125
   assertClose(longest, 2);
   assertClose(rest.meanSeconds, 0.025);
+  assertClose(rest.idleMeanSeconds, 0.021);
   assertClose(rest.idleLongest, 1.5);
   assertEquals(rest.steps, 5);
   assertEquals(rest.idleSeconds, 0.02);
@@ -64,7 +65,7 @@ Deno.test("bench --serving --json measures both modes, and every byte arrives", 
     assertClose(beside.longest, beside.longestSeconds / beside.idleSeconds);
   }
   for (const moved of [...one.async.runs, ...one.sync.runs]) {
-    assert(moved.moved > 0.5 && moved.moved <= 1, `${moved.moved} moved`);
+    assert(moved.moved > 0.2 && moved.moved <= 1, `${moved.moved} moved`);
     // Whole experts, no more than all slots of a rank.
     assertEquals(moved.busiestBytes % one.expertBytes, 0);
     assert(moved.busiestBytes > 0);

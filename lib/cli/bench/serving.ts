@@ -22,8 +22,9 @@ const WARM_UP_STEPS = 10;
 export interface Beside {
   /** Steps of the rearrangement. */
   readonly steps: number;
-  /** Median seconds of a step with nothing in progress. */
+  /** Median and mean seconds of a step with nothing in progress. */
   readonly idleSeconds: number;
+  readonly idleMeanSeconds: number;
   /** The longest of those ÷ their median. */
   readonly idleLongest: number;
   /** Seconds of a step of the rearrangement. */
@@ -234,22 +235,28 @@ async function serve(job: Job, options: {
   return { runs, placement: loop.placement };
 }
 
+function mean(values: readonly number[]): number {
+  return values.reduce((sum, value) => sum + value, 0) / values.length;
+}
+
 /** Holds steps of a rearrangement against steps with nothing in progress, all in seconds. */
 export function heldAgainst(
   idle: readonly number[],
   steps: readonly number[],
 ): Beside {
   const idleSeconds = median(idle);
-  const total = steps.reduce((sum, seconds) => sum + seconds, 0);
+  const idleMeanSeconds = mean(idle);
+  const meanSeconds = mean(steps);
   const longestSeconds = Math.max(...steps);
   return {
     steps: steps.length,
     idleSeconds,
+    idleMeanSeconds,
     idleLongest: Math.max(...idle) / idleSeconds,
-    meanSeconds: total / steps.length,
+    meanSeconds,
     medianSeconds: median(steps),
     longestSeconds,
-    speedKept: idleSeconds * steps.length / total,
+    speedKept: idleMeanSeconds / meanSeconds,
     longest: longestSeconds / idleSeconds,
   };
 }
@@ -259,7 +266,7 @@ function movedIn(
 ): Moved {
   const pauses = steps.map(({ pause }) => pause);
   return {
-    meanPauseSeconds: pauses.reduce((a, b) => a + b, 0) / pauses.length,
+    meanPauseSeconds: mean(pauses),
     pauseSeconds: Math.max(...pauses),
     moved,
     busiestBytes,

@@ -18,7 +18,8 @@ export function servingText(serving: Serving, color: boolean): string {
       forwardText(serving)
     }`,
     servingTable(serving, color),
-    `Held against the median of ${serving.idleSteps} steps alone, in brackets the longest of these.\n` +
+    `Held against ${serving.idleSteps} steps alone: speed against their mean, the longest step against their median, which is\n` +
+    "shown, with the longest of them in brackets. pause: what `step()` takes, mean and longest.\n" +
     `async: one layer changes between two steps${boundText(serving)}. ` +
     "sync: one step waits for all layers.",
   ].join("\n\n");
