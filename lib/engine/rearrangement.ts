@@ -65,8 +65,8 @@ export class Rearrangement {
   readonly #world: World;
   readonly #run: Run;
   readonly #hooks: EngineHooks;
-  /** 1 for each layer in which something moves, [layers]. */
-  readonly #moving: Uint8Array;
+  /** Layers below each one in which something moves, [layers + 1]. */
+  readonly #changes: Int32Array;
   #committed = 0;
   /** What was planned. */
   readonly move: Move;
@@ -96,7 +96,11 @@ export class Rearrangement {
     this.#run = parts.run;
     this.#hooks = hooks;
     this.move = parts.move;
-    this.#moving = movingLayers(parts.move.plan);
+    const moving = movingLayers(parts.move.plan);
+    this.#changes = new Int32Array(moving.length + 1);
+    moving.forEach((flag, layer) =>
+      this.#changes[layer + 1] = this.#changes[layer]! + flag
+    );
     this.finished = parts.run.finished.then((seconds) => {
       hooks.end("ready");
       return seconds;
@@ -128,17 +132,17 @@ export class Rearrangement {
    * @returns Layers committed then: those of one batch at least, if `ready` has them.
    */
   layersWithin(ready: number, limit: number): number {
-    const { program } = this.move;
-    let [layers, changed] = [this.#committed, 0];
-    for (let batch = 0; batch < program.batchCount; batch++) {
-      const end = layersOf(this.move, batch + 1);
+    const { batchCount } = this.move.program;
+    if (batchCount === 0) return ready;
+    let layers = this.#committed;
+    for (let batch = 1; batch <= batchCount; batch++) {
+      const end = layersOf(this.move, batch);
       if (end <= this.#committed) continue;
-      const row = this.#moving.subarray(layersOf(this.move, batch), end);
-      changed += row.reduce((sum, flag) => sum + flag, 0);
+      const changed = this.#changes[end]! - this.#changes[this.#committed]!;
       if (end > ready || (layers > this.#committed && changed > limit)) break;
       layers = end;
     }
-    return program.batchCount === 0 ? ready : layers;
+    return layers;
   }
 
   /**

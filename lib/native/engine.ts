@@ -256,7 +256,9 @@ export class NativeEngine {
     };
     while (this.#counts("commit").runs < run) {
       if (this.#inFlight !== run) refuse(-1, "the run was refused");
-      if (performance.now() >= deadline) refuse(TIMEOUT, "the run has not begun");
+      if (performance.now() >= deadline) {
+        refuse(TIMEOUT, "the run has not begun");
+      }
       await new Promise((resolve) => setTimeout(resolve, 1));
     }
   }
@@ -283,11 +285,16 @@ export class NativeEngine {
     return { committed, agreed };
   }
 
+  // Of calls that answer at once, each of which is over before the next one: made once.
+  readonly #asked = {
+    error: new ErrorText(),
+    committed: new Uint32Array(1),
+    agreed: new Uint32Array(1),
+    runs: new Uint32Array(1),
+  };
+
   #counts(verb: string): NativeProgress & { readonly runs: number } {
-    const error = new ErrorText();
-    const committed = new Uint32Array(1);
-    const agreed = new Uint32Array(1);
-    const runs = new Uint32Array(1);
+    const { error, committed, agreed, runs } = this.#asked;
     const status = symbolsOf(this.#library).eplb_engine_progress(
       this.#open(verb),
       committed,
