@@ -286,6 +286,7 @@ void Engine::join(const std::vector<RankBlob>& blobs) {
   for (const RankBlob& peer : blobs) check_compatible(own, peer);
   cancellation_.check("connect engine");
   check_neighbors(blobs);
+  const std::lock_guard<std::mutex> lock(executor_mutex_);
   executor_ =
       std::make_unique<Executor>(uses_nccl() ? make_nccl_movers(blobs) : make_pull_movers(blobs),
                                  cancellation_, *crew_, progress_);
@@ -450,7 +451,13 @@ RunOutcome Engine::run(const int32_t* program, uint64_t words, const eplb_run_co
 }
 
 void Engine::commit(uint32_t batches, uint64_t timeout_ms, uint32_t* committed) {
-  progress_.commit(batches, deadline_after(timeout_ms), committed);
+  const auto deadline = deadline_after(timeout_ms);
+  progress_.permit(batches);
+  {
+    const std::lock_guard<std::mutex> lock(executor_mutex_);
+    if (executor_) executor_->commit_permitted();
+  }
+  progress_.commit(batches, deadline, committed);
 }
 
 uint32_t Engine::settle(uint32_t batches) {
@@ -470,7 +477,10 @@ void Engine::abort(int32_t failed_rank, const std::string& reason) {
 }
 
 void Engine::close() {
-  executor_.reset();
+  {
+    const std::lock_guard<std::mutex> lock(executor_mutex_);
+    executor_.reset();
+  }
   crew_.reset();
   mappings_.clear();
   staging_.clear();

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <vector>
@@ -106,6 +107,7 @@ class Engine : public HandleObject {
   std::shared_ptr<Control> control_;        // made here, when rank 0 is local
   std::shared_ptr<StagingBoard> board_;     // the same; for GPUs that pull
   std::unique_ptr<Executor> executor_;      // once connected
+  std::mutex executor_mutex_;  // against commits of other threads, while it is made or freed
 };
 
 }  // namespace eplb

@@ -3,6 +3,7 @@
 #include "executor.h"
 
 #include <algorithm>
+#include <mutex>
 #include <utility>
 
 #include "backoff.h"
@@ -36,13 +37,13 @@ class Executor::RankRun {
   RankRun(Member member, Cancellation& cancellation, Progress& progress, size_t index)
       : rank_(member.rank),
         mover_(std::move(member.mover)),
-
         cancellation_(cancellation),
         progress_(progress),
         index_(index) {}
 
   // Before the ranks' threads start.
   void reset(const std::vector<RankBatch>& batches, const RunTerms& terms) {
+    const std::lock_guard<std::mutex> turn(turn_);
     batches_ = &batches;
     terms_ = terms;
     staged_ = begun_ = 0;
@@ -54,12 +55,43 @@ class Executor::RankRun {
 
   // On the rank's own thread.
   void execute() {
+    const std::lock_guard<std::mutex> turn(turn_);
     try {
       move();
     } catch (...) {
+      moving_ = false;
       give_up(current_error());
       unwind();
     }
+  }
+
+  // By another thread: the turn to act for the rank's own, if that rests in a held run. To wake it
+  // would take as long as a commit does.
+  std::unique_lock<std::mutex> take_turn() {
+    std::unique_lock<std::mutex> turn(turn_, std::try_to_lock);
+    if (turn && !moving_) turn.unlock();
+    return turn;
+  }
+
+  // For who has the turn: starts the commit of the next batch, if it is permitted.
+  bool begin_permitted() {
+    if (begun_ >= counts_.agreed || !progress_.permits(begun_)) return false;
+    if (cancellation_.cancelled()) return false;
+    mover_->commit(begun_);
+    ++begun_;
+    return true;
+  }
+
+  // And returns when it is in place.
+  void land_begun() {
+    mover_->land(begun_ - 1);
+    count_committed();
+  }
+
+  // An error of what was done for the rank's own thread, which learns of it when it gets its turn.
+  void fail(const Error& cause) {
+    cancellation_.cancel(cause.status, is_own_fault(cause) ? rank_ : cause.rank, cause.what());
+    progress_.wake();
   }
 
   // Commits staged batches, up to `batches` in all.
@@ -125,6 +157,7 @@ class Executor::RankRun {
   // Whatever can be done is done, the permitted commit before the next stage; a look at the next
   // fence, which takes no time, comes first and ends the run when a peer has given up.
   void move_as_permitted() {
+    moving_ = true;
     while (counts_.committed < batches_->size()) {
       if (mover_->agreed(counts_.agreed)) {
         count_agreed();
@@ -138,6 +171,7 @@ class Executor::RankRun {
         rest();
       }
     }
+    moving_ = false;
   }
 
   // Other ranks may need staging memory that this one has done with: a reason to wait, unless there
@@ -153,7 +187,10 @@ class Executor::RankRun {
     auto until = Clock::now() + (soon ? kLookSoon : kLookLate);
     if (can_stage() && !pace_.is_due()) until = std::min(until, pace_.due());
     const bool needs_permission = counts_.committed < counts_.agreed;
-    progress_.rest(until, cancellation_, needs_permission ? &counts_.committed : nullptr);
+    const uint32_t next = counts_.committed;
+    turn_.unlock();
+    progress_.rest(until, cancellation_, needs_permission ? &next : nullptr);
+    turn_.lock();
     cancellation_.check(
         needs_permission ? text("commit batch ", counts_.committed, " without permission").c_str()
                          : text("stage batch ", staged_, " within ", pace_.bytes_per_second(),
@@ -186,7 +223,7 @@ class Executor::RankRun {
   void commit_next() {
     mover_->commit(begun_);
     ++begun_;
-    if (terms_.held) mover_->land(begun_ - 1);
+    if (terms_.held) return land_begun();
     count_committed();
   }
 
@@ -229,6 +266,8 @@ class Executor::RankRun {
 
   const int32_t rank_;
   const std::unique_ptr<Mover> mover_;
+  std::mutex turn_;      // to act for the rank; its own thread has it during a run, but for rests
+  bool moving_ = false;  // in a held run, between its beginning and its end
 
   Cancellation& cancellation_;
   Progress& progress_;
@@ -281,6 +320,27 @@ RunOutcome Executor::run(Program program, const RunTerms& terms) {
   outcome.seconds = std::chrono::duration<double>(ended - started).count();
   progress_.end(outcome.error);
   return outcome;
+}
+
+// All ranks begin before the first one is waited for.
+void Executor::commit_permitted() {
+  std::vector<std::pair<RankRun*, std::unique_lock<std::mutex>>> resting;
+  for (const auto& rank : ranks_) {
+    if (auto turn = rank->take_turn()) resting.emplace_back(rank.get(), std::move(turn));
+  }
+  RankRun* current = nullptr;
+  try {
+    for (std::vector<RankRun*> begun(1); !begun.empty();) {
+      begun.clear();
+      for (const auto& [rank, turn] : resting) {
+        current = rank;
+        if (rank->begin_permitted()) begun.push_back(rank);
+      }
+      for (RankRun* rank : begun) (current = rank)->land_begun();
+    }
+  } catch (...) {
+    current->fail(current_error());
+  }
 }
 
 uint32_t Executor::settle(uint32_t batches) {

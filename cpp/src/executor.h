@@ -43,6 +43,8 @@ class Executor {
   ~Executor();
 
   RunOutcome run(Program program, const RunTerms& terms);
+  // By any thread, during a run or after it: commits what progress permits, for ranks that rest.
+  void commit_permitted();
   // Commits what every rank has staged, up to `batches` in all; returns how many are committed.
   uint32_t settle(uint32_t batches);
   const Mover& mover(size_t member) const;

@@ -79,6 +79,12 @@ void Progress::wake() {
   changed_.notify_all();
 }
 
+void Progress::permit(uint32_t batches) {
+  const Lock lock(mutex_);
+  if (run_->ended || !run_->held || batches > run_->batches) return;  // commit() says so
+  run_->permitted = std::max(run_->permitted, batches);
+}
+
 void Progress::commit(uint32_t batches, std::chrono::steady_clock::time_point deadline,
                       uint32_t* committed) {
   const auto refuse = [&](int32_t status, const std::string& why) {

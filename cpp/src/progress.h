@@ -46,6 +46,8 @@ class Progress {
   uint32_t most() const;
 
   // By any thread, also after the run. eplb_engine_commit: permits batches, and waits for them.
+  // The permission alone, and the wait with the permission.
+  void permit(uint32_t batches);
   void commit(uint32_t batches, std::chrono::steady_clock::time_point deadline,
               uint32_t* committed);
   RunCounts counts() const;

@@ -366,6 +366,47 @@ TEST("Executor::run() of a held run starts no commit twice") {
 // The second batch is due in an hour.
 constexpr RunTerms kPaced = {false, 1, 3600}, kPacedAndHeld = {true, 1, 3600};
 
+// Whoever permits a commit need not wake a thread for it.
+TEST("Executor::commit_permitted() commits for ranks that rest, on the thread that calls it") {
+  Team team(2, 2);
+  const std::thread::id here = std::this_thread::get_id();
+  std::atomic<uint32_t> by_caller{0};
+  for (auto& notes : team.notes) {
+    notes.fault = [&](const std::string& call) {
+      if (call[0] == 'c' && std::this_thread::get_id() == here) ++by_caller;
+    };
+  }
+  constexpr uint32_t kBatches = 20;
+  Held held(team, kBatches);
+  for (uint32_t batch = 0; batch < kBatches; ++batch) {
+    held.await([&](const RunCounts& counts) { return counts.agreed > batch; });
+    std::this_thread::sleep_for(std::chrono::milliseconds(3));  // by now they rest, nearly always
+    team.progress.permit(batch + 1);
+    team.executor->commit_permitted();
+    CHECK_EQ(held.commit(batch + 1), batch + 1);
+  }
+  CHECK(!held.end().error);
+  CHECK_EQ(held.outcome.committed, kBatches);
+  CHECK(by_caller.load() > kBatches);  // of 2 x 20
+  team.executor->commit_permitted();   // after the run it does nothing
+}
+
+TEST("Executor::commit_permitted() that fails ends the run with its error") {
+  Team team(1, 2);
+  team.notes[0].fault = [](const std::string& call) {
+    if (call == "c1") throw Error(EPLB_CUDA_ERROR, "no such slot");
+  };
+  Held held(team, 4);
+  held.await([](const RunCounts& counts) { return counts.agreed >= 2; });
+  std::this_thread::sleep_for(std::chrono::milliseconds(3));
+  team.progress.permit(2);
+  team.executor->commit_permitted();
+  held.end();
+  CHECK(held.outcome.error);
+  CHECK_EQ(held.outcome.error->status, EPLB_CUDA_ERROR);
+  CHECK_EQ(held.outcome.committed, 1u);
+}
+
 TEST("Executor::run() commits what all have staged while the next batch is not due") {
   Team team(2, 2);
   std::atomic<bool> there{false};
