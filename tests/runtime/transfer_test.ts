@@ -70,7 +70,6 @@ for (const mode of ["async", "sync"] as const) {
       await servePasses(state, served, pass);
     }
     assertEquals(ended()?.outcome, "committed");
-    const counts = gathered(served.start, served.model.placement);
     const most = Math.max(...gathered(served.start, served.model.placement));
     assertGreater(most, 0);
     assert(
