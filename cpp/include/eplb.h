@@ -64,7 +64,8 @@ enum {
 #define EPLB_CAPABILITY_NCCL 2u  // built against NCCL's header; the library is opened at run time
 
 // PULL: ranks copy from each other's memory. NCCL: they send and receive; GPUs only, one per rank.
-// PULL_NCCL: ranks of one node and machine pull, all others use NCCL, in the same run; GPUs as for NCCL.
+// PULL_NCCL: ranks of one node and machine, in processes of their own, pull, all others use NCCL, in the
+// same run; GPUs as for NCCL.
 enum { EPLB_TRANSPORT_PULL = 1, EPLB_TRANSPORT_NCCL = 2, EPLB_TRANSPORT_PULL_NCCL = 3 };
 
 // ---- library ------------------------------------------------------------------------------------

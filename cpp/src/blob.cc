@@ -210,7 +210,8 @@ bool are_neighbors(const RankBlob& a, const RankBlob& b) {
   if (a.fixed.transport != EPLB_TRANSPORT_PULL_NCCL) {
     return a.fixed.transport == EPLB_TRANSPORT_PULL;
   }
-  return a.fixed.node == b.fixed.node && a.fixed.host.same_memory(b.fixed.host);
+  return a.fixed.node == b.fixed.node && a.fixed.host.same_memory(b.fixed.host) &&
+         !(a.fixed.process == b.fixed.process);
 }
 
 void check_reachable(const RankBlob& own, const RankBlob& peer) {

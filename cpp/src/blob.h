@@ -69,7 +69,9 @@ struct RankBlob {
 void check_compatible(const RankBlob& own, const RankBlob& peer);
 
 // Whether two ranks copy from each other's memory. Blobs alone decide, so that both ends agree
-// which of them send and receive instead.
+// which of them send and receive instead. Beside NCCL, ranks of one process never do: once its GPUs
+// map each other's memory, an allocation on one of them waits for the kernels of all, and NCCL's
+// wait for each other, launched by threads that the allocation in turn holds up.
 bool are_neighbors(const RankBlob& a, const RankBlob& b);
 
 // Throws EPLB_UNSUPPORTED, saying what to do, unless this process can map another's weights.

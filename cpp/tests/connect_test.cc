@@ -157,11 +157,14 @@ TEST("names of shared memory go away with seal, or with the engine and the weigh
   }
 }
 
-TEST("are_neighbors() looks at transport, node and host, from either side") {
-  const auto expect = [](int32_t transport, bool same_node, bool same_host, bool expected) {
+TEST("are_neighbors() looks at transport, node, host and process, from either side") {
+  const auto expect = [](int32_t transport, bool same_node, bool same_host, bool expected,
+                         bool same_process = false) {
     eplb::RankBlob a, b;
     a.fixed.transport = b.fixed.transport = transport;
     a.fixed.host = b.fixed.host = eplb::this_host();
+    a.fixed.process = b.fixed.process = eplb::this_process();
+    if (!same_process) b.fixed.process.token ^= 1;
     a.fixed.layers = a.fixed.slots = a.fixed.tensors = 1;
     a.tensor_bytes = {8};
     a.fixed.node = 7;
@@ -173,10 +176,11 @@ TEST("are_neighbors() looks at transport, node and host, from either side") {
     CHECK_EQ(eplb::are_neighbors(b, received), expected);
   };
   expect(EPLB_TRANSPORT_PULL_NCCL, true, true, true);
+  expect(EPLB_TRANSPORT_PULL_NCCL, true, true, false, true);
   expect(EPLB_TRANSPORT_PULL_NCCL, false, true, false);
   expect(EPLB_TRANSPORT_PULL_NCCL, true, false, false);
   for (const bool same : {false, true}) {
-    expect(EPLB_TRANSPORT_PULL, same, same, true);
+    expect(EPLB_TRANSPORT_PULL, same, same, true, same);
     expect(EPLB_TRANSPORT_NCCL, same, same, false);
   }
 }

@@ -30,10 +30,10 @@ export interface EngineOptions {
    */
   readonly ranks?: readonly number[];
   /**
-   * How bytes move: `pull` copies from peers' memory, on one host or between the GPUs of one
-   * node; `nccl` sends and receives, with one GPU per rank; `pull+nccl` pulls between GPUs of one
-   * node and host, and uses NCCL between all others. `auto` is `pull+nccl` for GPUs on several
-   * nodes of the topology, else `pull`.
+   * How bytes move: `pull` maps peers' memory, on one host or between the GPUs of one node;
+   * `nccl` sends and receives, with one GPU per rank; `pull+nccl` pulls between GPUs of one node
+   * and host that belong to different processes, and uses NCCL between all others. `auto` is
+   * `pull+nccl` for GPUs on several nodes of the topology, else `pull`.
    *
    * @default {"auto"}
    */

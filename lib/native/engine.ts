@@ -13,7 +13,7 @@ import type { ExpertWeights } from "./weights.ts";
 
 /**
  * How bytes move: `pull` maps peers' memory, `nccl` sends and receives, `pull+nccl` does the one
- * inside nodes and the other between them.
+ * between processes of a node and the other elsewhere.
  */
 export type TransportName = "pull" | "nccl" | "pull+nccl";
 
