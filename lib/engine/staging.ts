@@ -14,7 +14,8 @@ export interface StagingOptions {
   readonly bytes?: number;
   /**
    * With 2 sets the next layers move while one commits; with more, ranks that have less to
-   * receive in one layer go further ahead. 1 set needs the least memory.
+   * receive in one layer go further ahead. 1 set needs the least memory. GPUs that pull use the
+   * memory of all sets as one ring, from which each layer takes what it receives.
    *
    * @default {2; 1 if `bytes` has no room for two experts}
    */
