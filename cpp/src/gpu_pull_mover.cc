@@ -9,10 +9,10 @@
 
 #include "allocation.h"
 #include "backoff.h"
+#include "cell_layout.h"
 #include "copy_engine.h"
 #include "cuda_check.h"
 #include "kernels.h"
-#include "pull_mover.h"
 #include "pull_schedule.h"
 
 namespace eplb {

@@ -20,7 +20,9 @@ constexpr uint32_t kMostRepeats = 1 << 16;
 // Blocks of a copy kernel between GPUs; more do not make a link faster.
 constexpr uint32_t kPullBlocks = 32;
 
-[[noreturn]] void refuse(const std::string& message) { throw Error(EPLB_INVALID_ARGUMENT, message); }
+[[noreturn]] void refuse(const std::string& message) {
+  throw Error(EPLB_INVALID_ARGUMENT, message);
+}
 
 void enable_peer(int32_t ordinal, int32_t peer) {
   use_device(ordinal);
@@ -94,8 +96,8 @@ class Direction {
                                    &attributes, &first, 1, *stream_));
 #else
     for (size_t i = 0; i < sizes_.size(); ++i) {
-      EPLB_CUDA(cudaMemcpyAsync(targets_[i], sources_[i], sizes_[i], cudaMemcpyDeviceToDevice,
-                                *stream_));
+      EPLB_CUDA(
+          cudaMemcpyAsync(targets_[i], sources_[i], sizes_[i], cudaMemcpyDeviceToDevice, *stream_));
     }
 #endif
   }

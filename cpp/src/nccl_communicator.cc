@@ -20,8 +20,8 @@ namespace {
 constexpr std::chrono::microseconds kEager{200};
 // How long leaving a communicator may take. Ranks leave together unless one of them is in trouble.
 constexpr std::chrono::milliseconds kLeaveLimit{2000};
-// Freeing a healthy communicator takes seconds with many ranks and channels. It must not be cut short:
-// a process that ends while NCCL is still at it crashes.
+// Freeing a healthy communicator takes seconds with many ranks and channels. It must not be cut
+// short: a process that ends while NCCL is still at it crashes.
 constexpr std::chrono::milliseconds kDestroyLimit{20000};
 
 // Calls that free a communicator may wait for other ranks without a limit. So they get a thread of

@@ -8,13 +8,13 @@
 #include <utility>
 
 #include "allocation.h"
+#include "cell_layout.h"
 #include "eplb.h"
 #include "text.h"
 
 namespace eplb {
 namespace {
 
-constexpr uint64_t kTensorAlignment = 16;
 // Bytes copied between two looks at the cancellation: well below a millisecond.
 constexpr uint64_t kStride = 1 << 20;
 
@@ -140,13 +140,6 @@ class PullMover : public Mover {
 };
 
 }  // namespace
-
-CellLayout::CellLayout(const std::vector<uint64_t>& tensor_bytes) {
-  for (const uint64_t size : tensor_bytes) {
-    offset.push_back(bytes);
-    bytes += (size + kTensorAlignment - 1) / kTensorAlignment * kTensorAlignment;
-  }
-}
 
 std::unique_ptr<Mover> make_pull_mover(const MoverConfig& config,
                                        std::shared_ptr<const std::vector<WeightsView>> views,

@@ -10,17 +10,6 @@
 
 namespace eplb {
 
-// Where each tensor lies in a staging cell.
-struct CellLayout {
-  explicit CellLayout(const std::vector<uint64_t>& tensor_bytes);
-  // Bytes that one tensor takes, padding included.
-  uint64_t stride(size_t tensor) const {
-    return (tensor + 1 < offset.size() ? offset[tensor + 1] : bytes) - offset[tensor];
-  }
-  std::vector<uint64_t> offset;  // [tensors]
-  uint64_t bytes = 0;            // of a cell, padding included
-};
-
 // `views` [world]: every rank's weights as this process sees them.
 std::unique_ptr<Mover> make_pull_mover(const MoverConfig& config,
                                        std::shared_ptr<const std::vector<WeightsView>> views,

@@ -6,8 +6,8 @@
 #include <numeric>
 #include <utility>
 
+#include "cell_layout.h"
 #include "eplb.h"
-#include "pull_mover.h"
 
 namespace eplb {
 namespace {

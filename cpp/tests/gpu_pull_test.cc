@@ -20,13 +20,6 @@ int32_t gpu_of(uint32_t rank) { return static_cast<int32_t>(rank) % kGpus; }
 
 uint32_t count(const Script& script) { return static_cast<uint32_t>(script.batches.size()); }
 
-template <class Task>
-void in_parallel(size_t tasks, Task task) {
-  std::vector<std::thread> threads;
-  for (size_t i = 0; i < tasks; ++i) threads.emplace_back([&task, i] { task(i); });
-  for (std::thread& thread : threads) thread.join();
-}
-
 struct GpuWorld {
   GpuWorld(const Shape& shape, uint32_t world, const PullOptions& options, bool engine_per_rank)
       : shape(shape) {

@@ -29,13 +29,6 @@ const uint32_t kGpus = [] {
   std::exit(kSkipped);
 }();
 
-template <class Task>
-void in_parallel(size_t count, Task task) {
-  std::vector<std::thread> threads;
-  for (size_t i = 0; i < count; ++i) threads.emplace_back([&task, i] { task(i); });
-  for (std::thread& thread : threads) thread.join();
-}
-
 class GpuWeights {
  public:
   GpuWeights(const Shape& shape, int32_t ordinal) {

@@ -34,13 +34,6 @@ const uint32_t kGpus = [] {
 
 const std::set<uint32_t> kNodes = {1, 2, kGpus};
 
-template <class Task>
-void in_parallel(size_t count, Task task) {
-  std::vector<std::thread> threads;
-  for (size_t i = 0; i < count; ++i) threads.emplace_back([&task, i] { task(i); });
-  for (std::thread& thread : threads) thread.join();
-}
-
 // One rank per GPU, in one engine or in one each, connected.
 struct Cluster {
   Cluster(const Shape& shape, uint32_t nodes, bool engine_per_rank, const PullOptions& options)

@@ -7,8 +7,8 @@
 #include <cstring>
 #include <deque>
 
+#include "cell_layout.h"
 #include "program.h"
-#include "pull_mover.h"
 #include "ranks.h"
 
 using namespace eplb;

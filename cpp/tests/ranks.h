@@ -45,6 +45,14 @@ Outcome call(Function function, Arguments... arguments) {
     CHECK_CONTAINS(must_outcome.error, part);                         \
   } while (false)
 
+// Runs task(0) … task(count - 1), each on a thread of its own.
+template <class Task>
+void in_parallel(size_t count, Task task) {
+  std::vector<std::thread> threads;
+  for (size_t i = 0; i < count; ++i) threads.emplace_back([&task, i] { task(i); });
+  for (std::thread& thread : threads) thread.join();
+}
+
 struct Shape {
   uint32_t layers = 1, slots = 1;
   std::vector<uint64_t> tensor_bytes = {8};
