@@ -37,7 +37,7 @@ const RANKS: FlagGroup = {
       type: "text",
       choices: ["auto", "pull", "nccl", "pull+nccl"],
       help:
-        "how bytes move; pull+nccl: pull inside a node, NCCL between nodes; auto: that for GPUs on several nodes, else pull",
+        "how bytes move; pull+nccl: pull between processes of a node, NCCL else; auto: that for GPUs on several nodes, else pull",
     },
     {
       name: "processes",
