@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // Stands in for device_cuda.cu, and what needs a GPU, in a build without CUDA.
-#include "cuda_query.h"
-#include "device.h"
-#include "dispatch.h"
-#include "error.h"
-#include "gpu_peers.h"
-#include "gpu_pull_mover.h"
-#include "measure.h"
-#include "products.h"
-#include "text.h"
+#include "base/error.h"
+#include "base/text.h"
+#include "dispatch/dispatch.h"
+#include "measure/measure.h"
+#include "measure/products.h"
+#include "memory/cuda_query.h"
+#include "memory/device.h"
+#include "pull/gpu_peers.h"
+#include "pull/gpu_pull_mover.h"
 
 namespace eplb {
 namespace {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Stands in for nccl_library.cc and nccl_mover.cc in a build without NCCL.
-#include "nccl_factory.h"
+#include "nccl/nccl_factory.h"
 
 namespace eplb {
 namespace {

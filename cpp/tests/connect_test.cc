@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
-#include "blob.h"
 #include "ranks.h"
+#include "transport/blob.h"
 
 using namespace ranks;
 

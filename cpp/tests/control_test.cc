@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Fences: all ranks read one decision, whoever gives up, and whenever.
-#include "control.h"
+#include "pull/control.h"
 
 #include <atomic>
 #include <mutex>
@@ -8,8 +8,8 @@
 #include <random>
 #include <thread>
 
+#include "base/crew.h"
 #include "check.h"
-#include "crew.h"
 
 using eplb::Cancellation;
 using eplb::Control;

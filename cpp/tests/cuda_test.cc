@@ -5,11 +5,11 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "allocation.h"
-#include "cuda_check.h"
-#include "cuda_query.h"
-#include "digest.h"
-#include "kernels.h"
+#include "memory/allocation.h"
+#include "memory/cuda_check.h"
+#include "memory/cuda_query.h"
+#include "memory/digest.h"
+#include "memory/kernels.h"
 #include "ranks.h"
 
 using namespace eplb;

@@ -6,10 +6,10 @@
 #include <cstdlib>
 #include <thread>
 
-#include "allocation.h"
-#include "cuda_check.h"
-#include "cuda_query.h"
 #include "dispatchers.h"
+#include "memory/allocation.h"
+#include "memory/cuda_check.h"
+#include "memory/cuda_query.h"
 
 using ranks::call;
 using ranks::Outcome;

@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "allocation.h"
+#include "memory/allocation.h"
 #include "ranks.h"
 
 namespace ranks {

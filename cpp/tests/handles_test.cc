@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Handles: stale, doubly destroyed, of another kind, in use.
-#include "handles.h"
+#include "base/handles.h"
 
 #include <atomic>
 #include <set>

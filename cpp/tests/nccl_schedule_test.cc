@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // Schedules for NCCL, carried out with memcpy, against the naive model. Needs no GPU.
-#include "nccl_schedule.h"
+#include "nccl/nccl_schedule.h"
 
 #include <cstring>
 #include <deque>
 #include <map>
 #include <utility>
 
-#include "program.h"
+#include "engine/program.h"
 #include "ranks.h"
 
 using namespace eplb;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Runs with a bound on their rate: how long they take, and what goes on while a batch is not due.
-#include "pace.h"
+#include "engine/pace.h"
 
 #include <algorithm>
 #include <thread>

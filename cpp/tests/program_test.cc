@@ -2,9 +2,9 @@
 // Programs: each refusal, and what a good one becomes.
 //
 // The problem: 3 layers, 4 slots, a world of 3 of which ranks 0 and 2 are local, 2 staging cells.
-#include "program.h"
+#include "engine/program.h"
 
-#include "error.h"
+#include "base/error.h"
 #include "ranks.h"
 
 using eplb::Program;

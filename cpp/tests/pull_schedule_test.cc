@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 // Schedules for GPUs that reach each other, carried out with memcpy, against the naive model. Needs
 // no GPU.
-#include "pull_schedule.h"
+#include "pull/pull_schedule.h"
 
 #include <algorithm>
 #include <cstring>
 #include <deque>
 
-#include "cell_layout.h"
-#include "program.h"
+#include "engine/program.h"
 #include "ranks.h"
+#include "transport/cell_layout.h"
 
 using namespace eplb;
 

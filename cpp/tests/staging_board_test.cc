@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // The board of ranks that write into each other's staging memory.
-#include "staging_board.h"
+#include "pull/staging_board.h"
 
 #include <atomic>
 #include <thread>
 #include <vector>
 
+#include "base/error.h"
 #include "check.h"
-#include "error.h"
 
 using namespace eplb;
 

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // Rings of staging cells, for random programs.
-#include "staging_ring.h"
+#include "pull/staging_ring.h"
 
 #include <algorithm>
 #include <set>
 
-#include "program.h"
+#include "engine/program.h"
 #include "ranks.h"
 
 using namespace eplb;

@@ -6,7 +6,7 @@
 #include <thread>
 
 #include "check.h"
-#include "executor.h"
+#include "engine/executor.h"
 
 using eplb::Cancellation;
 using eplb::Crew;
