@@ -51,22 +51,10 @@ struct GpuWorld {
   }
 
   std::vector<Bytes> fill(std::mt19937_64& random) const {
-    std::vector<Bytes> all;
-    for (const GpuWeights& own : weights) {
-      all.push_back(random_bytes(shape, random));
-      own.write(all.back());
-    }
-    return all;
+    return fill_all(weights, shape, random);
   }
-
   void expect(const std::vector<Bytes>& expected, const std::string& what) const {
-    for (size_t rank = 0; rank < weights.size(); ++rank) {
-      weights[rank].expect(expected[rank], text_of(what, rank));
-    }
-  }
-
-  static std::string text_of(const std::string& what, size_t rank) {
-    return what + ", rank " + std::to_string(rank);
+    expect_all(weights, expected, what);
   }
 
   Shape shape;

@@ -95,6 +95,23 @@ void GpuWeights::expect(const Bytes& expected, const std::string& what) const {
   }
 }
 
+std::vector<Bytes> fill_all(const std::vector<GpuWeights>& weights, const Shape& shape,
+                            std::mt19937_64& random) {
+  std::vector<Bytes> all;
+  for (const GpuWeights& own : weights) {
+    all.push_back(random_bytes(shape, random));
+    own.write(all.back());
+  }
+  return all;
+}
+
+void expect_all(const std::vector<GpuWeights>& weights, const std::vector<Bytes>& expected,
+                const std::string& what) {
+  for (size_t rank = 0; rank < weights.size(); ++rank) {
+    weights[rank].expect(expected[rank], what + ", rank " + std::to_string(rank));
+  }
+}
+
 eplb_engine_config pull_config(uint32_t world, uint32_t locals, const PullOptions& options) {
   eplb_engine_config config = engine_config(world, locals, options.cells, options.sets);
   config.small_bytes = options.small_bytes;

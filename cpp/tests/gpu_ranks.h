@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <random>
 #include <string>
 #include <vector>
 
@@ -37,6 +38,13 @@ class GpuWeights {
   std::vector<eplb::Allocation> own_;
   eplb_handle handle_ = 0;
 };
+
+// Fills the weights of all ranks with random bytes, and returns these.
+std::vector<Bytes> fill_all(const std::vector<GpuWeights>& weights, const Shape& shape,
+                            std::mt19937_64& random);
+// Fails unless they hold this.
+void expect_all(const std::vector<GpuWeights>& weights, const std::vector<Bytes>& expected,
+                const std::string& what);
 
 struct PullOptions {
   uint32_t cells = 1, sets = 2;

@@ -63,18 +63,10 @@ struct Cluster {
   }
 
   std::vector<Bytes> fill(std::mt19937_64& random) const {
-    std::vector<Bytes> all;
-    for (const GpuWeights& own : weights) {
-      all.push_back(random_bytes(shape, random));
-      own.write(all.back());
-    }
-    return all;
+    return fill_all(weights, shape, random);
   }
-
   void expect(const std::vector<Bytes>& expected, const std::string& what) const {
-    for (size_t rank = 0; rank < weights.size(); ++rank) {
-      weights[rank].expect(expected[rank], what + ", rank " + std::to_string(rank));
-    }
+    expect_all(weights, expected, what);
   }
 
   std::vector<RunReport> run_all(const Script& script) const {

@@ -32,6 +32,7 @@ class NotingMover : public Mover {
     std::function<void(const std::string&)> fault = [](const std::string&) {};
     std::function<bool(size_t)> known = [](size_t) { return false; };  // resolve()'s answers
     std::function<bool(size_t)> seen = [](size_t) { return true; };    // agreed()'s, once staged
+    std::function<bool(size_t)> lands = [](size_t) { return true; };   // landed()'s
     std::atomic<size_t> staged{0};
   };
   NotingMover(Notes& notes, uint32_t sets) : notes_(notes), sets_(sets) {}
@@ -56,7 +57,11 @@ class NotingMover : public Mover {
     return notes_.known(batch);
   }
   void commit(size_t batch) override { note("c", batch); }
-  void land(size_t batch) override { note("l", batch); }
+  bool landed(size_t batch) override {
+    if (!notes_.lands(batch)) return false;
+    note("l", batch);
+    return true;
+  }
   void flush() override { note("f"); }
   void finish() override { note("e"); }
 
@@ -382,13 +387,36 @@ TEST("Executor::commit_permitted() commits for ranks that rest, on the thread th
     held.await([&](const RunCounts& counts) { return counts.agreed > batch; });
     std::this_thread::sleep_for(std::chrono::milliseconds(3));  // by now they rest, nearly always
     team.progress.permit(batch + 1);
-    team.executor->commit_permitted();
+    team.executor->commit_permitted(Clock::now() + std::chrono::seconds(20));
     CHECK_EQ(held.commit(batch + 1), batch + 1);
   }
   CHECK(!held.end().error);
   CHECK_EQ(held.outcome.committed, kBatches);
   CHECK(by_caller.load() > kBatches);  // of 2 x 20
-  team.executor->commit_permitted();   // after the run it does nothing
+  team.executor->commit_permitted(Clock::now() +
+                                  std::chrono::seconds(20));  // after the run it does nothing
+}
+
+TEST("Executor::commit_permitted() waits no longer than it may, and the rank's thread goes on") {
+  Team team(1, 2);
+  std::atomic<bool> lands{false};
+  team.notes[0].lands = [&](size_t) { return lands.load(); };
+  Held held(team, 3);
+  held.await([](const RunCounts& counts) { return counts.agreed >= 2; });
+  std::this_thread::sleep_for(std::chrono::milliseconds(3));
+  team.progress.permit(2);
+  const auto start = Clock::now();
+  team.executor->commit_permitted(start + std::chrono::milliseconds(20));
+  CHECK(Clock::now() - start < std::chrono::seconds(5));
+  CHECK_EQ(team.progress.counts().committed, 0u);
+  lands = true;
+  CHECK_EQ(held.commit(3), 3u);
+  CHECK(!held.end().error);
+  CHECK_EQ(held.outcome.committed, 3u);
+  const std::string& calls = team.notes[0].calls;
+  for (const char* once : {"c0", "l0", "c1", "l1", "c2", "l2"}) {
+    CHECK(calls.find(once) != std::string::npos && calls.find(once) == calls.rfind(once));
+  }
 }
 
 TEST("Executor::commit_permitted() that fails ends the run with its error") {
@@ -400,7 +428,7 @@ TEST("Executor::commit_permitted() that fails ends the run with its error") {
   held.await([](const RunCounts& counts) { return counts.agreed >= 2; });
   std::this_thread::sleep_for(std::chrono::milliseconds(3));
   team.progress.permit(2);
-  team.executor->commit_permitted();
+  team.executor->commit_permitted(Clock::now() + std::chrono::seconds(20));
   held.end();
   CHECK(held.outcome.error);
   CHECK_EQ(held.outcome.error->status, EPLB_CUDA_ERROR);

@@ -94,5 +94,6 @@ export const NATIVE_SOURCES: readonly string[] = [
   "src/transport/blob.cc",
   "src/transport/blob.h",
   "src/transport/cell_layout.h",
+  "src/transport/copy_lists.h",
   "src/transport/mover.h",
 ];

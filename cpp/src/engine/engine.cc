@@ -224,7 +224,7 @@ void Engine::commit(uint32_t batches, uint64_t timeout_ms, uint32_t* committed) 
   progress_.permit(batches);
   {
     const std::lock_guard<std::mutex> lock(executor_mutex_);
-    if (executor_) executor_->commit_permitted();
+    if (executor_) executor_->commit_permitted(deadline);
   }
   progress_.commit(batches, deadline, committed);
 }
@@ -246,10 +246,12 @@ void Engine::abort(int32_t failed_rank, const std::string& reason) {
 }
 
 void Engine::close() {
+  std::unique_ptr<Executor> leaving;  // which may take long: nobody waits for it at the lock
   {
     const std::lock_guard<std::mutex> lock(executor_mutex_);
-    executor_.reset();
+    leaving = std::move(executor_);
   }
+  leaving.reset();
   crew_.reset();
   mappings_.clear();
   staging_.clear();

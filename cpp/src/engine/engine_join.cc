@@ -14,17 +14,10 @@
 
 namespace eplb {
 
-namespace {
-
-[[noreturn]] void refuse(const std::string& message) {
-  throw Error(EPLB_INVALID_ARGUMENT, message);
-}
-
-}  // namespace
-
 const std::vector<char>& Engine::export_blob(uint32_t index) {
   if (index >= locals_.size()) {
-    refuse(text("Cannot export blob ", index, ": the engine has ", locals_.size(), " local ranks"));
+    throw Error(EPLB_INVALID_ARGUMENT, text("Cannot export blob ", index, ": the engine has ",
+                                            locals_.size(), " local ranks"));
   }
   if (blobs_[index].empty()) blobs_[index] = make_blob(index).encode();
   return blobs_[index];
@@ -142,10 +135,11 @@ void Engine::join(const std::vector<RankBlob>& blobs) {
   for (const RankBlob& peer : blobs) check_compatible(own, peer);
   cancellation_.check("connect engine");
   check_neighbors(blobs);
-  const std::lock_guard<std::mutex> lock(executor_mutex_);
-  executor_ =
+  auto executor =
       std::make_unique<Executor>(uses_nccl() ? make_nccl_movers(blobs) : make_pull_movers(blobs),
                                  cancellation_, *crew_, progress_);
+  const std::lock_guard<std::mutex> lock(executor_mutex_);
+  executor_ = std::move(executor);
 }
 
 // Neighbors in different engines must be able to map each other. Both ends refuse if they cannot,
@@ -243,7 +237,6 @@ MoverConfig Engine::mover_config(size_t index) const {
   config.device = local.weights->device();
   config.weights = local.weights->view();
   config.staging = {config_.staging_cells, config_.staging_sets, config_.small_bytes};
-  config.staging_address = staging_[index].address();
   config.max_ctas = config_.max_ctas;
   config.copy_engine_only =
       config_.copy_engine_only != 0 && config_.transport != EPLB_TRANSPORT_NCCL;

@@ -26,6 +26,9 @@ bool is_own_fault(const Error& error) {
 // other ranks may have come to it, else only for a peer that has given up.
 constexpr std::chrono::milliseconds kLookSoon{1}, kLookLate{10};
 
+// Copies within a device: what takes longer is stuck.
+constexpr std::chrono::seconds kLandLimit{60};
+
 // How long a rank that has nothing to do in a run looks for something without a sleep.
 constexpr std::chrono::microseconds kEager{200};
 
@@ -82,10 +85,13 @@ class Executor::RankRun {
     return true;
   }
 
-  // And returns when it is in place.
-  void land_begun() {
-    mover_->land(begun_ - 1);
+  // And waits until it is in place; false if it is not by then.
+  bool land_begun(Clock::time_point until) {
+    for (Backoff backoff(kLandEager); !mover_->landed(begun_ - 1); backoff.pause()) {
+      if (Clock::now() >= until) return false;
+    }
     count_committed();
+    return true;
   }
 
   // An error of what was done for the rank's own thread, which learns of it when it gets its turn.
@@ -159,7 +165,9 @@ class Executor::RankRun {
   void move_as_permitted() {
     moving_ = true;
     while (counts_.committed < batches_->size()) {
-      if (mover_->agreed(counts_.agreed)) {
+      if (counts_.committed < begun_) {
+        land();  // what another thread has begun, and no time was left to wait for
+      } else if (mover_->agreed(counts_.agreed)) {
         count_agreed();
       } else if (counts_.committed < counts_.agreed && progress_.permits(counts_.committed)) {
         commit_next();
@@ -223,8 +231,15 @@ class Executor::RankRun {
   void commit_next() {
     mover_->commit(begun_);
     ++begun_;
-    if (terms_.held) return land_begun();
+    if (terms_.held) return land();
     count_committed();
+  }
+
+  void land() {
+    if (land_begun(Clock::now() + kLandLimit)) return;
+    throw Error(EPLB_CUDA_ERROR,
+                text("Cannot commit batch ", begun_ - 1, ": it is not in place after ",
+                     kLandLimit.count(), " seconds"));
   }
 
   void flush() {
@@ -323,7 +338,7 @@ RunOutcome Executor::run(Program program, const RunTerms& terms) {
 }
 
 // All ranks begin before the first one is waited for.
-void Executor::commit_permitted() {
+void Executor::commit_permitted(std::chrono::steady_clock::time_point deadline) {
   std::vector<std::pair<RankRun*, std::unique_lock<std::mutex>>> resting;
   for (const auto& rank : ranks_) {
     if (auto turn = rank->take_turn()) resting.emplace_back(rank.get(), std::move(turn));
@@ -336,7 +351,9 @@ void Executor::commit_permitted() {
         current = rank;
         if (rank->begin_permitted()) begun.push_back(rank);
       }
-      for (RankRun* rank : begun) (current = rank)->land_begun();
+      for (RankRun* rank : begun) {
+        if (!(current = rank)->land_begun(deadline)) return;  // its own thread goes on
+      }
     }
   } catch (...) {
     current->fail(current_error());

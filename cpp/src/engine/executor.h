@@ -7,6 +7,7 @@
 // that no peer waits, and what was agreed on is left to settle().
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -44,7 +45,8 @@ class Executor {
 
   RunOutcome run(Program program, const RunTerms& terms);
   // By any thread, during a run or after it: commits what progress permits, for ranks that rest.
-  void commit_permitted();
+  // Waits for them no longer than until the deadline.
+  void commit_permitted(std::chrono::steady_clock::time_point deadline);
   // Commits what every rank has staged, up to `batches` in all; returns how many are committed.
   uint32_t settle(uint32_t batches);
   const Mover& mover(size_t member) const;

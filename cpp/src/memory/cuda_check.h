@@ -43,6 +43,13 @@ inline bool is_ready(cudaError_t status, const char* expression) {
 // device creates its context, some hundred megabytes that no other rank's device should lose.
 inline void use_device(int32_t ordinal) { EPLB_CUDA(cudaSetDevice(ordinal)); }
 
+// The priority of streams that everything waits for: their work goes first where there is a choice.
+inline int first_priority() {
+  int least = 0, greatest = 0;
+  EPLB_CUDA(cudaDeviceGetStreamPriorityRange(&least, &greatest));
+  return greatest;
+}
+
 // The streams and events below belong to the device that is current when they are made.
 
 class Stream {

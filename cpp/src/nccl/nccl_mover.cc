@@ -32,13 +32,6 @@ T* pointer(uint64_t address) {
   return reinterpret_cast<T*>(address);
 }
 
-// Transfers are what everything waits for: their kernels go first where there is a choice.
-int transfer_priority() {
-  int least = 0, greatest = 0;
-  EPLB_CUDA(cudaDeviceGetStreamPriorityRange(&least, &greatest));
-  return greatest;
-}
-
 NcclTask task_of(const MoverConfig& config, const GpuPeers& peers) {
   NcclTask task;
   task.rank = config.rank;
@@ -63,8 +56,8 @@ struct NcclMover::Resources {
   Resources(const MoverConfig& config, const StagingLayout& layout,
             std::shared_ptr<const GpuPeers> peers)
       : peers(std::move(peers)),
-        pull(transfer_priority()),
-        transfer(transfer_priority()),
+        pull(first_priority()),
+        transfer(first_priority()),
         events(std::make_unique<SetEvents[]>(config.staging.sets)),
         reports((config.staging.sets + 1) * sizeof(FenceReport)),
         giving_up(sizeof(uint32_t)),
@@ -292,21 +285,17 @@ void NcclMover::commit(size_t batch) {
   events(batch).committed.record(gpu_->commit);
 }
 
-void NcclMover::land(size_t batch) {
-  await_commits([&] { return events(batch).committed.done(); }, kLandEager);
-}
-
-void NcclMover::flush() {
-  await_commits([&] { return gpu_->commit.idle() && gpu_->pull.idle() && gpu_->local.idle(); },
-                kEager);
+bool NcclMover::landed(size_t batch) {
+  use_device(config_.device->ordinal());
+  return events(batch).committed.done();
 }
 
 // Not subject to the cancellation: what was decided is carried out.
-template <class Condition>
-void NcclMover::await_commits(Condition is_done, std::chrono::microseconds eager) const {
+void NcclMover::flush() {
   use_device(config_.device->ordinal());
+  const auto idle = [&] { return gpu_->commit.idle() && gpu_->pull.idle() && gpu_->local.idle(); };
   const auto deadline = std::chrono::steady_clock::now() + kFlushLimit;
-  for (Backoff backoff(eager); !is_done(); backoff.pause()) {
+  for (Backoff backoff(kEager); !idle(); backoff.pause()) {
     if (std::chrono::steady_clock::now() < deadline) continue;
     throw Error(EPLB_CUDA_ERROR,
                 text("Cannot commit expert weights: CUDA device ", config_.device->ordinal(),

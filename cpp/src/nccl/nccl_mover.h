@@ -69,7 +69,7 @@ class NcclMover : public Mover {
   bool agreed(size_t batch) override;
   bool resolve(size_t batch) override;
   void commit(size_t batch) override;
-  void land(size_t batch) override;
+  bool landed(size_t batch) override;
   void flush() override;
   void finish() override;
 
@@ -93,8 +93,6 @@ class NcclMover : public Mover {
   void raise_fence(size_t fence, const char* what);
   bool reached(size_t fence, const char* what);
   void await_fence(size_t fence, const char* what);
-  template <class Condition>
-  void await_commits(Condition is_done, std::chrono::microseconds eager) const;
   void exchange_with_all(uint64_t bytes, const char* what);
   void grow(uint64_t* capacity, Allocation* memory, uint64_t bytes);
   void upload();

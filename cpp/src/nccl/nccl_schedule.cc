@@ -10,6 +10,7 @@
 #include "base/error.h"
 #include "base/text.h"
 #include "eplb.h"
+#include "transport/copy_lists.h"
 
 namespace eplb {
 namespace {
@@ -50,6 +51,7 @@ class BatchBuilder {
 
   void append_to(Schedule* schedule) {
     number_cells();
+    const int32_t world = static_cast<int32_t>(task_.neighbors.size());
     for_each_group([&](const std::vector<uint32_t>& group) {
       const Operation& operation = batch_.operations[group.front()];
       if (operation.code == EPLB_OP_COPY) {
@@ -59,7 +61,7 @@ class BatchBuilder {
       (operation.code == EPLB_OP_SEND ? result_.bytes_out : result_.bytes_in) += bytes;
       if (const WeightsView* neighbor = task_.neighbor(operation.peer)) {
         if (operation.code == EPLB_OP_SEND) return;  // it pulls
-        return add_copies(group, *neighbor, &pull_[distance(operation.peer)]);
+        return add_copies(group, *neighbor, &pull_[distance(task_.rank, operation.peer, world)]);
       }
       open_round(operation.round, schedule);
       operation.code == EPLB_OP_SEND ? add_sends(group, schedule) : add_receives(group, schedule);
@@ -73,16 +75,6 @@ class BatchBuilder {
   }
 
  private:
-  struct Lists {
-    std::vector<Piece> kernel, engine;
-  };
-
-  // How many ranks round the world a neighbor is away.
-  int32_t distance(int32_t peer) const {
-    const int32_t world = static_cast<int32_t>(task_.neighbors.size());
-    return (peer - task_.rank + world) % world;
-  }
-
   // Cells go to receives and copies that are not direct, in the order of operations.
   void number_cells() {
     cell_of_.assign(batch_.operations.size(), 0);
@@ -207,17 +199,6 @@ class BatchBuilder {
     return packs_ + pack * layout_.pack_bytes + layout_.offset[tensor];
   }
 
-  static IndexRange append(const std::vector<Piece>& pieces, std::vector<Piece>* all) {
-    const uint32_t first = static_cast<uint32_t>(all->size());
-    all->insert(all->end(), pieces.begin(), pieces.end());
-    return {first, static_cast<uint32_t>(all->size())};
-  }
-
-  static Copies append(const Lists& lists, Schedule* schedule) {
-    return {append(lists.kernel, &schedule->kernel_pieces),
-            append(lists.engine, &schedule->engine_pieces)};
-  }
-
   IndexRange append_pulls(std::vector<Piece>* all) const {
     const uint32_t first = static_cast<uint32_t>(all->size());
     for (const auto& [distance, pieces] : pull_) append(pieces, all);
@@ -236,7 +217,7 @@ class BatchBuilder {
   int32_t round_ = 0;
   std::vector<Piece> pack_;
   std::map<int32_t, std::vector<Piece>> pull_;  // by distance
-  Lists copy_, commit_;
+  CopyLists copy_, commit_;
   BatchSchedule result_;
 };
 

@@ -29,13 +29,6 @@ constexpr std::chrono::seconds kFlushLimit{60};
 // After a failure: for writes of other ranks into memory that is to be freed.
 constexpr std::chrono::seconds kLeaveLimit{1};
 
-// What everything waits for goes first where there is a choice.
-int link_priority() {
-  int least = 0, greatest = 0;
-  EPLB_CUDA(cudaDeviceGetStreamPriorityRange(&least, &greatest));
-  return greatest;
-}
-
 // A run's pieces for the copy kernel, in device memory.
 class UploadedPieces {
  public:
@@ -79,8 +72,7 @@ class GpuPullMover : public Mover {
         cancellation_(cancellation) {
     use_device(ordinal());
     load_kernels();
-    staging_bytes =
-        CellLayout(config.weights.tensor_bytes).bytes * config.staging.cells * config.staging.sets;
+    staging_bytes = CellLayout(config.weights.tensor_bytes).bytes * config.staging.all_cells();
     gpu_ = std::make_unique<Resources>(config);
   }
 
@@ -99,7 +91,7 @@ class GpuPullMover : public Mover {
     staged_ = announced_ = begun_ = landed_ = 0;
     bytes_in = bytes_out = 0;
     control_->enter(epoch_, static_cast<uint32_t>(batches.size()));
-    const StagingRing ring(batches, config_.weights, config_.staging.cells * config_.staging.sets);
+    const StagingRing ring(batches, config_.weights, config_.staging.all_cells());
     after_ = ring.after;
     board_->enter(config_.rank, epoch_, ring);
     await_entries();
@@ -188,15 +180,23 @@ class GpuPullMover : public Mover {
     begun_ = batch + 1;
   }
 
-  void land(size_t batch) override {
-    await_device([&] { return events(batch).committed.done(); }, kLandEager);
+  bool landed(size_t batch) override {
+    use_device(ordinal());
     publish_landed();
+    return landed_ > batch;
   }
 
-  // Transfers that a failure has left behind end, too, so that none touches peers' memory after the
-  // run.
+  // Not subject to the cancellation: what was decided is carried out, and transfers that a failure
+  // has left behind end, so that none touches peers' memory after the run.
   void flush() override {
-    await_device([&] { return gpu_->idle(); }, kEager);
+    use_device(ordinal());
+    const auto deadline = std::chrono::steady_clock::now() + kFlushLimit;
+    for (Backoff backoff(kEager); !gpu_->idle(); backoff.pause()) {
+      if (std::chrono::steady_clock::now() < deadline) continue;
+      throw Error(EPLB_CUDA_ERROR,
+                  text("Cannot commit expert weights: CUDA device ", ordinal(),
+                       " has not finished within ", kFlushLimit.count(), " seconds"));
+    }
     publish_landed();
     board_->leave(config_.rank, epoch_);
   }
@@ -219,9 +219,9 @@ class GpuPullMover : public Mover {
     explicit Resources(const MoverConfig& config)
         : lane_count(std::clamp(static_cast<uint32_t>(config.world) - 1, 1u, kMostLanes)),
           pieces(config.device),
-          pull(link_priority()),
+          pull(first_priority()),
           events(std::make_unique<BatchEvents[]>(kMostAhead)) {
-      for (uint32_t lane = 0; lane < lane_count; ++lane) lanes.emplace_back(link_priority());
+      for (uint32_t lane = 0; lane < lane_count; ++lane) lanes.emplace_back(first_priority());
       for (uint32_t i = 0; i < kMostAhead; ++i) {
         events[i].pushed = std::make_unique<Event[]>(lane_count);
       }
@@ -311,19 +311,6 @@ class GpuPullMover : public Mover {
       control_->arrive(epoch_, fence(announced_++), config_.rank);
     }
     return publish_landed() && announced_ == staged_;
-  }
-
-  // Not subject to the cancellation: what was decided is carried out.
-  template <class Condition>
-  void await_device(Condition is_done, std::chrono::microseconds eager) const {
-    use_device(ordinal());
-    const auto deadline = std::chrono::steady_clock::now() + kFlushLimit;
-    for (Backoff backoff(eager); !is_done(); backoff.pause()) {
-      if (std::chrono::steady_clock::now() < deadline) continue;
-      throw Error(EPLB_CUDA_ERROR,
-                  text("Cannot commit expert weights: CUDA device ", ordinal(),
-                       " has not finished within ", kFlushLimit.count(), " seconds"));
-    }
   }
 
   const MoverConfig config_;

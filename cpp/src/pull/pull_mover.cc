@@ -35,7 +35,7 @@ class PullMover : public Mover {
         views_(std::move(views)),
         control_(std::move(control)),
         cancellation_(cancellation) {
-    staging_bytes = layout_.bytes * staging_plan_.cells * staging_plan_.sets;
+    staging_bytes = layout_.bytes * staging_plan_.all_cells();
     staging_ = Allocation(config.device, staging_bytes);
   }
 
@@ -85,7 +85,7 @@ class PullMover : public Mover {
     }
   }
 
-  void land(size_t) override {}  // memcpy is done when it returns
+  bool landed(size_t) override { return true; }  // memcpy is done when it returns
   void flush() override {}
 
   void finish() override {

@@ -8,6 +8,7 @@
 
 #include "eplb.h"
 #include "transport/cell_layout.h"
+#include "transport/copy_lists.h"
 
 namespace eplb {
 namespace {
@@ -24,12 +25,6 @@ void add(const Piece& piece, bool follows, std::vector<Piece>* pieces) {
   pieces->push_back(piece);
 }
 
-IndexRange move_to(std::vector<Piece>* all, const std::vector<Piece>& pieces) {
-  const uint32_t first = static_cast<uint32_t>(all->size());
-  all->insert(all->end(), pieces.begin(), pieces.end());
-  return {first, static_cast<uint32_t>(all->size())};
-}
-
 // Lowers one batch.
 class BatchBuilder {
  public:
@@ -44,7 +39,7 @@ class BatchBuilder {
 
   void append_to(PullSchedule* schedule) {
     PullBatch result;
-    Lists local;
+    CopyLists local;
     push(schedule, &result.push, &local);
     std::vector<Piece> pull;
     for (const std::vector<Transfer>& transfers : fetched()) {
@@ -52,27 +47,18 @@ class BatchBuilder {
         fetch(tensor, transfers, &pull, &local);
       }
     }
-    result.pull = move_to(&schedule->engine_pieces, pull);
-    result.gather = move_lists(schedule, local);
+    result.pull = append(pull, &schedule->engine_pieces);
+    result.gather = append(local, schedule);
     for (const std::vector<SlotWrite>& step : order_.steps()) {
-      Lists lists;
+      CopyLists lists;
       for (int32_t tensor = 0; tensor < own_.tensors; ++tensor) commit(tensor, step, &lists);
-      result.commit.push_back(move_lists(schedule, lists));
+      result.commit.push_back(append(lists, schedule));
     }
     count_bytes(&result);
     schedule->batches.push_back(std::move(result));
   }
 
  private:
-  struct Lists {
-    std::vector<Piece> kernel, engine;
-  };
-
-  static Copies move_lists(PullSchedule* schedule, const Lists& lists) {
-    return {move_to(&schedule->kernel_pieces, lists.kernel),
-            move_to(&schedule->engine_pieces, lists.engine)};
-  }
-
   // An operation, and where the expert goes.
   struct Transfer {
     const Operation* operation;
@@ -81,9 +67,9 @@ class BatchBuilder {
   static constexpr int32_t kInSlot = -1;
   using ByDistance = std::vector<std::vector<Transfer>>;  // [world]: the next rank is at 1
 
-  size_t distance(const Operation& operation) const {
+  size_t distance_to(const Operation& operation) const {
     const int32_t world = static_cast<int32_t>(task_.peers->size());
-    return static_cast<size_t>((operation.peer - task_.rank + world) % world);
+    return static_cast<size_t>(distance(task_.rank, operation.peer, world));
   }
 
   // What others are to receive; not what they fetch themselves.
@@ -93,7 +79,7 @@ class BatchBuilder {
       if (operation.code != EPLB_OP_SEND) continue;
       const int64_t slot = int64_t{1} * operation.layer * own_.slots + operation.peer_slot;
       const int32_t cell = task_.cells[operation.peer][slot];
-      if (cell >= 0) groups[distance(operation)].push_back({&operation, cell});
+      if (cell >= 0) groups[distance_to(operation)].push_back({&operation, cell});
     }
     return groups;
   }
@@ -107,12 +93,12 @@ class BatchBuilder {
       groups[0].push_back({operation, cells_[i]});
     }
     for (const Operation& operation : batch_.operations) {
-      if (operation.direct) groups[distance(operation)].push_back({&operation, kInSlot});
+      if (operation.direct) groups[distance_to(operation)].push_back({&operation, kInSlot});
     }
     return groups;
   }
 
-  void push(PullSchedule* schedule, std::vector<Push>* pushes, Lists* local) const {
+  void push(PullSchedule* schedule, std::vector<Push>* pushes, CopyLists* local) const {
     const ByDistance groups = pushed();
     for (size_t distance = 1; distance < groups.size(); ++distance) {
       if (groups[distance].empty()) continue;
@@ -130,14 +116,14 @@ class BatchBuilder {
         }
       }
       pushes->push_back(
-          {rank, static_cast<uint32_t>(distance - 1), move_to(&schedule->engine_pieces, pieces)});
+          {rank, static_cast<uint32_t>(distance - 1), append(pieces, &schedule->engine_pieces)});
     }
   }
 
   // Memory of two layers is never one piece: it may be two allocations side by side; and so may be
   // slots and staging memory.
   void fetch(int32_t tensor, const std::vector<Transfer>& transfers, std::vector<Piece>* pull,
-             Lists* local) const {
+             CopyLists* local) const {
     const Operation* before = nullptr;
     for (const auto& [operation, cell] : transfers) {
       const PullPeer& peer = (*task_.peers)[operation->peer];
@@ -154,12 +140,12 @@ class BatchBuilder {
 
   // `far`: for large tensors from or to another GPU.
   std::vector<Piece>* list_for(int32_t tensor, const PullPeer& peer, std::vector<Piece>* far,
-                               Lists* local) const {
+                               CopyLists* local) const {
     if (!is_small(tensor) && !peer.same_gpu) return far;
     return local_list(tensor, task_.gather_by_engine, local);
   }
 
-  void commit(int32_t tensor, const std::vector<SlotWrite>& step, Lists* lists) const {
+  void commit(int32_t tensor, const std::vector<SlotWrite>& step, CopyLists* lists) const {
     const SlotWrite* before = nullptr;
     for (const SlotWrite& write : step) {
       const bool follows = before != nullptr && before->layer == write.layer;
@@ -177,13 +163,13 @@ class BatchBuilder {
     return own_.tensor_bytes[tensor] <= task_.staging.small_bytes;
   }
 
-  std::vector<Piece>* local_list(int32_t tensor, bool by_engine, Lists* lists) const {
+  std::vector<Piece>* local_list(int32_t tensor, bool by_engine, CopyLists* lists) const {
     return by_engine && !is_small(tensor) ? &lists->engine : &lists->kernel;
   }
 
   uint64_t in_cell(const PullPeer& peer, int32_t tensor, int32_t cell) const {
-    const uint64_t cells = uint64_t{1} * task_.staging.cells * task_.staging.sets;
-    return peer.staging + cells * layout_.offset[tensor] + cell * layout_.stride(tensor);
+    return peer.staging + task_.staging.all_cells() * layout_.offset[tensor] +
+           cell * layout_.stride(tensor);
   }
 
   void count_bytes(PullBatch* result) const {

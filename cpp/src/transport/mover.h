@@ -6,7 +6,7 @@
 //
 // and, after a failure, resolve · commit for the batches that were already decided. In held and in
 // bounded runs (executor.h) agreed() stands beside wait(); in held ones commits come later, and
-// land() follows each.
+// landed() is asked after each.
 #pragma once
 
 #include <cstdint>
@@ -40,6 +40,7 @@ struct RankBatch {
 // Staging memory of one rank: `sets` sets of `cells` cells, each of which holds one expert.
 struct StagingPlan {
   uint32_t cells = 0, sets = 0;
+  uint32_t all_cells() const { return cells * sets; }
   size_t commits_before(size_t batch) const { return batch < sets ? 0 : batch + 1 - sets; }
   uint64_t small_bytes = 0;  // tensors up to this size are packed instead of sent one by one
 };
@@ -50,8 +51,6 @@ struct MoverConfig {
   std::shared_ptr<Device> device;
   WeightsView weights;
   StagingPlan staging;
-  uint64_t staging_address =
-      0;  // of GPUs that pull, as other ranks write there; others make theirs
   int32_t max_ctas = 0;
   bool copy_engine_only = false;
 };
@@ -87,9 +86,8 @@ class Mover {
   // Starts copying the staged batch into the slots. Ordered before each stage() that has to come
   // after it.
   virtual void commit(size_t batch) = 0;
-  // Returns when the commit of the batch, the latest that was started, is in place here. Does not
-  // wait for what is being staged.
-  virtual void land(size_t batch) = 0;
+  // Whether the commit of the batch, the latest that was started, is in place here.
+  virtual bool landed(size_t batch) = 0;
   // Returns when every commit is in place here.
   virtual void flush() = 0;
   // Waits until every rank has flushed: peers' slots may be read again.
