@@ -5,6 +5,17 @@
 const error = ["buffer", "u64"] as const; // char* error, uint64_t capacity
 
 /** The symbol table handed to `Deno.dlopen`. */
+const commit = {
+  parameters: [
+    "u64", // eplb_handle engine
+    "u32", // uint32_t batches
+    "u64", // uint64_t timeout_ms
+    "buffer", // uint32_t* committed
+    ...error,
+  ],
+  result: "i32",
+} as const;
+
 export const SYMBOLS = {
   eplb_abi_version: { parameters: [], result: "u32" },
   eplb_capabilities: { parameters: [], result: "u32" },
@@ -245,29 +256,9 @@ export const SYMBOLS = {
     result: "i32",
     nonblocking: true,
   },
-  eplb_engine_commit: {
-    parameters: [
-      "u64", // eplb_handle engine
-      "u32", // uint32_t batches
-      "u64", // uint64_t timeout_ms
-      "buffer", // uint32_t* committed
-      ...error,
-    ],
-    result: "i32",
-    nonblocking: true,
-  },
+  eplb_engine_commit: { ...commit, nonblocking: true },
   /** The same on the calling thread, for commits that take less than a change of threads. */
-  eplb_engine_commit_here: {
-    name: "eplb_engine_commit",
-    parameters: [
-      "u64", // eplb_handle engine
-      "u32", // uint32_t batches
-      "u64", // uint64_t timeout_ms
-      "buffer", // uint32_t* committed
-      ...error,
-    ],
-    result: "i32",
-  },
+  eplb_engine_commit_here: { ...commit, name: "eplb_engine_commit" },
   eplb_engine_settle: {
     parameters: [
       "u64", // eplb_handle engine

@@ -7,6 +7,7 @@
  */
 import { checkInteger, checkRate } from "../_check.ts";
 import type { Cluster } from "../cluster/cluster.ts";
+import { DEFAULT_TIMEOUT } from "../cluster/wait.ts";
 import type { EngineOptions } from "../engine/options.ts";
 import type { NativeLibrary } from "../native/library.ts";
 import type { ExpertWeights } from "../native/weights.ts";
@@ -174,6 +175,52 @@ export interface DispatchSettings {
    * @default {redundant slots + 1, at most 256}
    */
   readonly maxReplicas?: number;
+}
+
+const STEP_INTERVAL = 3000;
+const WINDOW_STEPS = 1000;
+const CYCLE_TIMEOUT = 600_000;
+/** No limit. */
+const MOST_LAYERS = 2 ** 31 - 1;
+
+/** What was asked for, or else is the default. */
+export interface StateSettings extends
+  Required<
+    Pick<
+      EplbStateOptions,
+      | "policy"
+      | "mode"
+      | "gate"
+      | "stepInterval"
+      | "windowSteps"
+      | "drain"
+      | "layersPerStep"
+      | "cycleTimeout"
+      | "stallTimeout"
+      | "stepTimeout"
+    >
+  > {
+  /** The bound on the rate of moves; undefined: none. */
+  readonly maxRate: number | undefined;
+}
+
+/** Fills in the defaults. */
+export function settingsOf(options: EplbStateOptions): StateSettings {
+  const { policy = "quota", mode = "async" } = options;
+  return {
+    policy,
+    mode,
+    gate: options.gate ?? {},
+    stepInterval: options.stepInterval ?? STEP_INTERVAL,
+    windowSteps: options.windowSteps ?? WINDOW_STEPS,
+    drain: options.drain ?? (policy === "quota" || policy === "swap"),
+    layersPerStep: options.layersPerStep ??
+      (mode === "async" ? 1 : MOST_LAYERS),
+    maxRate: options.maxRate,
+    cycleTimeout: options.cycleTimeout ?? CYCLE_TIMEOUT,
+    stallTimeout: options.stallTimeout ?? DEFAULT_TIMEOUT,
+    stepTimeout: options.stepTimeout ?? DEFAULT_TIMEOUT,
+  };
 }
 
 /** Refuses options that cannot be meant. */

@@ -61,19 +61,19 @@ export function sharesNow(transition: Transition): Float64Array {
   const shares = last?.shares.slice() ?? new Float64Array(layers * slots);
   const end = last?.end ?? layers;
   for (let layer = last?.first ?? 0; layer < end; layer++) {
-    const row = (of: { readonly physicalToLogical: Int32Array }): Int32Array =>
-      of.physicalToLogical.subarray(layer * slots, (layer + 1) * slots);
-    const [now, target] = [row(placement), row(to)];
-    const part = shares.subarray(layer * slots, (layer + 1) * slots);
+    const row = <T extends Int32Array | Float64Array>(all: T): T =>
+      all.subarray(layer * slots, (layer + 1) * slots) as T;
+    const now = row(placement.physicalToLogical);
+    const target = row(to.physicalToLogical);
     if (now.every((expert, slot) => expert === target[slot])) {
-      part.set(after.subarray(layer * slots, (layer + 1) * slots));
+      row(shares).set(row(after));
       continue;
     }
     restrict(now, {
-      origin: row(from),
-      before: before.subarray(layer * slots, (layer + 1) * slots),
+      origin: row(from.physicalToLogical),
+      before: row(before),
       experts: placement.experts,
-      shares: part,
+      shares: row(shares),
     });
   }
   return shares;
@@ -99,10 +99,10 @@ function restrict(
   }
   for (let slot = 0; slot < row.length; slot++) {
     const expert = row[slot]!;
-    const had = expert === origin[slot] ? before[slot]! : 0;
-    if (expert < 0) shares[slot] = 0;
-    else {shares[slot] = sum[expert]! > 0
-        ? had / sum[expert]!
-        : 1 / count[expert]!;}
+    shares[slot] = 0;
+    if (expert < 0) continue;
+    const total = sum[expert]!;
+    if (total === 0) shares[slot] = 1 / count[expert]!;
+    else if (expert === origin[slot]) shares[slot] = before[slot]! / total;
   }
 }

@@ -6,7 +6,6 @@
  * @module
  */
 import { checkInteger } from "../_check.ts";
-import { DEFAULT_TIMEOUT } from "../cluster/wait.ts";
 import { Deadline, World } from "../engine/world.ts";
 import type { Policy } from "../policies/policy.ts";
 import { policies } from "../policies/registry.ts";
@@ -20,18 +19,15 @@ import {
   checkOptions,
   type EplbStateOptions,
   type ModelOptions,
+  settingsOf,
+  type StateSettings,
 } from "./options.ts";
 import { inlinePlanner, type Planner } from "./planner.ts";
 import { type Due, StepSchedule } from "./schedule.ts";
 import { WorkerPlanner } from "./worker_planner.ts";
 
-const STEP_INTERVAL = 3000;
-const WINDOW_STEPS = 1000;
-const CYCLE_TIMEOUT = 600_000;
 /** Milliseconds that a process waits for the others to close, too. */
 const CLOSE_TIMEOUT = 5_000;
-/** No limit. */
-const MOST_LAYERS = 2 ** 31 - 1;
 /** Pause between two looks at a cycle that is being drained, in milliseconds. */
 const DRAIN_PAUSE = 1;
 
@@ -101,6 +97,7 @@ const NOTHING_DUE: Promise<void> = Promise.resolve();
 export class EplbState implements AsyncDisposable {
   readonly #options: EplbStateOptions;
   readonly #world: World;
+  readonly #settings: StateSettings;
   readonly #policy: Policy;
   readonly #schedule: StepSchedule;
   readonly #context: CycleContext;
@@ -124,28 +121,22 @@ export class EplbState implements AsyncDisposable {
   private constructor(options: EplbStateOptions, world: World) {
     this.#options = options;
     this.#world = world;
-    const { policy = "quota", mode = "async" } = options;
+    this.#settings = settingsOf(options);
+    const { policy, mode, stepInterval, windowSteps } = this.#settings;
     this.#policy = typeof policy === "string" ? policies[policy] : policy;
     this.#schedule = new StepSchedule({
-      interval: options.stepInterval ?? STEP_INTERVAL,
-      window: options.windowSteps ?? WINDOW_STEPS,
+      interval: stepInterval,
+      window: windowSteps,
     });
     // A function cannot go to another thread, and who waits for a step may as well plan in it.
     this.#planner = mode === "async" && typeof policy === "string"
       ? new WorkerPlanner(policy)
       : inlinePlanner;
     this.#context = {
+      ...this.#settings,
       world,
       ballot: new Ballot(world),
       planner: this.#planner,
-      mode,
-      drain: options.drain ?? (policy === "quota" || policy === "swap"),
-      layersPerStep: options.layersPerStep ??
-        (mode === "async" ? 1 : MOST_LAYERS),
-      maxRate: options.maxRate,
-      cycleTimeout: options.cycleTimeout ?? CYCLE_TIMEOUT,
-      stallTimeout: options.stallTimeout ?? DEFAULT_TIMEOUT,
-      stepTimeout: options.stepTimeout ?? DEFAULT_TIMEOUT,
       decisionInput: (model, load) => this.#decisionInput(model, load),
       emit: (event) => this.#emit(event),
     };
@@ -170,10 +161,7 @@ export class EplbState implements AsyncDisposable {
     const world = await World.join(ranks, {
       size: topology.ranks,
       cluster,
-      deadline: new Deadline(
-        options.stepTimeout ?? DEFAULT_TIMEOUT,
-        options.signal,
-      ),
+      deadline: new Deadline(settingsOf(options).stepTimeout, options.signal),
     });
     return new EplbState(options, world);
   }
@@ -453,7 +441,8 @@ export class EplbState implements AsyncDisposable {
   }
 
   #decisionInput(model: Model, load: Float64Array): DecisionInput {
-    const { gate = {}, topology } = this.#options;
+    const { gate } = this.#settings;
+    const { topology } = this.#options;
     return {
       load,
       windowSteps: Math.min(this.steps, this.#schedule.window),
@@ -472,12 +461,12 @@ export class EplbState implements AsyncDisposable {
 
   /** All processes must mean the same model, or they would decide differently later. */
   async #checkAgreement(model: Model): Promise<void> {
-    const { policy = "quota", gate = {}, topology } = this.#options;
-    const { mode, drain, layersPerStep, stepTimeout } = this.#context;
+    const { policy, gate, mode, drain, layersPerStep, stepTimeout } =
+      this.#settings;
     await checkAgreement(model, {
       world: this.#world,
       deadline: new Deadline(stepTimeout),
-      topology,
+      topology: this.#options.topology,
       settings: {
         mode,
         drain: String(drain),

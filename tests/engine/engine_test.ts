@@ -48,6 +48,15 @@ async function makeJob(
   };
 }
 
+/** A job whose slots hold what the placement says. */
+async function makeFilledJob(): Promise<Job> {
+  const job = await makeJob();
+  for (const [rank, one] of job.weights.entries()) {
+    await one.fill(columnsOf(placement, rank));
+  }
+  return job;
+}
+
 Deno.test("connect() refuses weights, placement and topology that do not fit", async () => {
   await using job = await makeJob();
   const { options, weights } = job;
@@ -94,10 +103,7 @@ Deno.test("connect() refuses ranks whose tensors differ", async () => {
 });
 
 Deno.test("rearrange() goes in several steps where staging has room for one expert", async () => {
-  await using job = await makeJob();
-  for (const [rank, one] of job.weights.entries()) {
-    await one.fill(columnsOf(placement, rank));
-  }
+  await using job = await makeFilledJob();
   await using engine = await Engine.connect({
     ...job.options,
     staging: { bytes: 256 },
@@ -130,10 +136,7 @@ Deno.test("rearrange() lets an expert enter a node once, and go on from there", 
   const row = [0, 1, 2, 3, 4, 5, 6, 7, 4, 4, 2, 3];
   const to = Placement.from([row, row, row], { ranks: 4 });
   for (const relay of [true, false]) {
-    await using job = await makeJob();
-    for (const [rank, one] of job.weights.entries()) {
-      await one.fill(columnsOf(placement, rank));
-    }
+    await using job = await makeFilledJob();
     await using engine = await Engine.connect(job.options);
     const result = await engine.rearrange(to, { verify: true, relay });
     assertEquals(result.verified, true);
@@ -191,10 +194,7 @@ Deno.test("rearrange() says what was moved: bytes, rates, lower bound", async ()
 });
 
 Deno.test("rearrange() takes the time that maxRate asks for", async () => {
-  await using job = await makeJob();
-  for (const [rank, one] of job.weights.entries()) {
-    await one.fill(columnsOf(placement, rank));
-  }
+  await using job = await makeFilledJob();
   await using engine = await Engine.connect({
     ...job.options,
     staging: { bytes: 256 },

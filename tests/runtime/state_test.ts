@@ -20,13 +20,11 @@ for (const mode of ["async", "sync"] as const) {
       await using _ = state;
       await served.addTo(state);
       const random = new SeededRandom(5);
-      for (let step = 0; step < 100; step++) {
-        served.forward(random, Math.floor(step / 25));
-        served.check();
-        await breathe();
-        await state.step();
-        served.check();
-      }
+      await servePasses(state, served, {
+        random,
+        passes: 100,
+        hot: (step) => Math.floor(step / 25),
+      });
       await state.drain();
       served.check();
       const ended = ofType(events, "cycle-ended");
@@ -102,13 +100,11 @@ for (
     await using _ = state;
     await served.addTo(state, staging === undefined ? {} : { staging });
     const random = new SeededRandom(3);
-    for (let step = 0; step < 200; step++) {
-      served.forward(random, Math.floor(step / 40));
-      served.check();
-      await breathe();
-      await state.step();
-      served.check();
-    }
+    await servePasses(state, served, {
+      random,
+      passes: 200,
+      hot: (step) => Math.floor(step / 40),
+    });
     await state.drain();
     served.check();
     const ended = ofType(events, "cycle-ended");

@@ -1,6 +1,7 @@
 import { assert, assertEquals, assertGreater } from "@std/assert";
 import type { Placement } from "../../lib/placement.ts";
 import { SeededRandom } from "../../lib/random.ts";
+import type { EplbState } from "../../lib/runtime/state.ts";
 import { LAYOUT } from "../engine/_ledger.ts";
 import { ofType, serve, ServedLedger, servePasses, SMALL } from "./_serving.ts";
 
@@ -21,6 +22,20 @@ function gathered(from: Placement, to: Placement): number[] {
   });
 }
 
+/** Serves until something has happened, or for a minute; returns where the tokens came from. */
+async function serveUntil(
+  happened: () => boolean,
+  state: EplbState,
+  served: ServedLedger,
+): Promise<SeededRandom> {
+  const random = new SeededRandom(4);
+  const start = performance.now();
+  while (!happened() && performance.now() - start < 60_000) {
+    await servePasses(state, served, { random, passes: 1, hot: () => 2 });
+  }
+  return random;
+}
+
 Deno.test("step() waits for nothing while maxRate holds up a move, and commits what is there", async () => {
   using served = new ServedLedger(SMALL);
   const { state, events } = await serve({
@@ -32,14 +47,9 @@ Deno.test("step() waits for nothing while maxRate holds up a move, and commits w
   });
   await using _ = state;
   await served.addTo(state);
-  const random = new SeededRandom(4);
-  const pass = { random, passes: 1, hot: () => 2 };
-  const start = performance.now();
   const committed = () => ofType(events, "layers-committed").length;
-  while (committed() === 0 && performance.now() - start < 60_000) {
-    await servePasses(state, served, pass);
-  }
-  await servePasses(state, served, { ...pass, passes: 20 });
+  const random = await serveUntil(() => committed() > 0, state, served);
+  await servePasses(state, served, { random, passes: 20, hot: () => 2 });
   assertEquals(committed(), 1);
   assertEquals(ofType(events, "cycle-ended"), []);
   const closing = performance.now();
@@ -62,13 +72,8 @@ for (const mode of ["async", "sync"] as const) {
     });
     await using _ = state;
     await served.addTo(state);
-    const random = new SeededRandom(4);
-    const pass = { random, passes: 1, hot: () => 2 };
-    const start = performance.now();
     const ended = () => ofType(events, "cycle-ended")[0];
-    while (ended() === undefined && performance.now() - start < 60_000) {
-      await servePasses(state, served, pass);
-    }
+    await serveUntil(() => ended() !== undefined, state, served);
     assertEquals(ended()?.outcome, "committed");
     const most = Math.max(...gathered(served.start, served.model.placement));
     assertGreater(most, 0);

@@ -11,7 +11,7 @@ import type { EngineOptions } from "../../engine/options.ts";
 import { Topology } from "../../topology.ts";
 import { formatRate } from "../../report/table.ts";
 import { modelShape } from "../../weights/shapes.ts";
-import { median } from "./median.ts";
+import { mean, median } from "./median.ts";
 
 /** Products as a model's decode and prefill steps have them: [m, k] x [k, n], bf16. */
 const PRODUCTS = [
@@ -183,8 +183,4 @@ async function measurePair(
     movingAlone: median(movingAlone.slice(1)),
     movingBeside: median(counted.length > 0 ? counted : movingBeside),
   };
-}
-
-function mean(values: Float64Array): number {
-  return values.reduce((sum, value) => sum + value, 0) / values.length;
 }

@@ -8,3 +8,9 @@ export function median(values: ArrayLike<number>): number {
     ? sorted[middle]!
     : (sorted[middle - 1]! + sorted[middle]!) / 2;
 }
+
+/** The sum of values ÷ their number. */
+export function mean(values: ArrayLike<number>): number {
+  return Array.from(values).reduce((sum, value) => sum + value, 0) /
+    values.length;
+}

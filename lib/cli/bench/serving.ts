@@ -11,7 +11,7 @@ import { setUp } from "../rearrange/setup.ts";
 import type { Terminal } from "../terminal.ts";
 import type { Model, Mover } from "./cases.ts";
 import { DECODE_PRODUCT, type Forward, makeForward } from "./forward.ts";
-import { median } from "./median.ts";
+import { mean, median } from "./median.ts";
 import { type Reshuffle, StepLoop } from "./step_loop.ts";
 
 /** Steps with nothing in progress that those of a rearrangement are held against. */
@@ -233,10 +233,6 @@ async function serve(job: Job, options: {
     runs.push({ idle, reshuffle: await loop.reshuffle(seed + i) });
   }
   return { runs, placement: loop.placement };
-}
-
-function mean(values: readonly number[]): number {
-  return values.reduce((sum, value) => sum + value, 0) / values.length;
 }
 
 /** Holds steps of a rearrangement against steps with nothing in progress, all in seconds. */
