@@ -65,8 +65,14 @@ enum {
 
 // PULL: ranks copy from each other's memory. NCCL: they send and receive; GPUs only, one per rank.
 // PULL_NCCL: ranks of one node and machine, in processes of their own, pull, all others use NCCL, in the
-// same run; GPUs as for NCCL.
-enum { EPLB_TRANSPORT_PULL = 1, EPLB_TRANSPORT_NCCL = 2, EPLB_TRANSPORT_PULL_NCCL = 3 };
+// same run; GPUs as for NCCL. NCCL_PUT: ranks put into each other's staging memory (ncclPutSignal, so
+// NCCL >= 2.29), GPUs of one NVLink domain; takes no direct receives.
+enum {
+  EPLB_TRANSPORT_PULL = 1,
+  EPLB_TRANSPORT_NCCL = 2,
+  EPLB_TRANSPORT_PULL_NCCL = 3,
+  EPLB_TRANSPORT_NCCL_PUT = 4,
+};
 
 // ---- library ------------------------------------------------------------------------------------
 

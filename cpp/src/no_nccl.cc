@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Stands in for nccl_library.cc and nccl_mover.cc in a build without NCCL.
+// Stands in for the folder nccl in a build without NCCL.
 #include "nccl/nccl_factory.h"
 
 namespace eplb {
@@ -15,8 +15,15 @@ int32_t nccl_open(const char*, std::string*) { refuse(); }
 
 NcclIdBlob nccl_make_id() { refuse(); }
 
-std::unique_ptr<Mover> make_nccl_mover(const MoverConfig&, const NcclIdBlob&,
+void nccl_check_puts() { refuse(); }
+
+std::unique_ptr<Mover> make_send_mover(const MoverConfig&, const NcclIdBlob&,
                                        std::shared_ptr<const GpuPeers>, const Cancellation&) {
+  refuse();
+}
+
+std::unique_ptr<Mover> make_put_mover(const MoverConfig&, const NcclIdBlob&,
+                                      const Cancellation&) {
   refuse();
 }
 

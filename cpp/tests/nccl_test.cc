@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The nccl transport, one rank per GPU, against the naive model. Needs two GPUs; skipped without.
+// The nccl transport, one rank per GPU, against the naive model; and, in a program of its own, the
+// transport nccl-put (EPLB_TEST_PUTS). Needs two GPUs, and NCCL 2.29 for puts; skipped without.
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -7,11 +8,19 @@
 #include <cstdlib>
 #include <thread>
 
-#include "ranks.h"
+#include "gpu_ranks.h"
 
 using namespace ranks;
 
 namespace {
+
+#ifdef EPLB_TEST_PUTS
+constexpr uint32_t kTransport = EPLB_TRANSPORT_NCCL_PUT;
+#else
+constexpr uint32_t kTransport = EPLB_TRANSPORT_NCCL;
+#endif
+constexpr bool kPuts = kTransport == EPLB_TRANSPORT_NCCL_PUT;
+constexpr int32_t kOldestWithPuts = 22900;
 
 constexpr int kSkipped = 77;  // SKIP_RETURN_CODE
 constexpr uint64_t kConnectMs = 120000;
@@ -23,30 +32,12 @@ const uint32_t kGpus = [] {
   eplb_device_count(&count, why, sizeof(why));
   if (count >= 2 && eplb_nccl_open(nullptr, &version, nullptr, 0, why, sizeof(why)) == EPLB_OK) {
     std::printf("%d GPUs, NCCL %d\n", count, version);
-    return static_cast<uint32_t>(count);
+    if (!kPuts || version >= kOldestWithPuts) return static_cast<uint32_t>(count);
+    std::snprintf(why, sizeof(why), "NCCL %d has no puts", version);
   }
   std::printf("skipped: %s\n", why);
   std::exit(kSkipped);
 }();
-
-class GpuWeights {
- public:
-  GpuWeights(const Shape& shape, int32_t ordinal) {
-    const eplb_weights_config config = {sizeof(config), 1,           ordinal,
-                                        shape.layers,   shape.slots, shape.tensors()};
-    MUST(eplb_weights_create, &config, shape.tensor_bytes.data(), &handle_);
-    MUST(eplb_weights_allocate, handle_, 0u);
-  }
-  GpuWeights(GpuWeights&& other) noexcept : handle_(other.handle_) { other.handle_ = 0; }
-  GpuWeights& operator=(GpuWeights&&) = delete;
-  ~GpuWeights() {
-    if (handle_ != 0) eplb_weights_destroy(handle_, nullptr, 0);
-  }
-  eplb_handle handle() const { return handle_; }
-
- private:
-  eplb_handle handle_ = 0;
-};
 
 struct Options {
   uint32_t cells = 1, sets = 1;
@@ -58,12 +49,12 @@ struct Options {
 struct GpuWorld {
   GpuWorld(const Shape& shape, const Options& options) : shape(shape) {
     for (uint32_t rank = 0; rank < kGpus; ++rank) {
-      weights.emplace_back(shape, static_cast<int32_t>(rank));
+      weights.emplace_back(shape, static_cast<int32_t>(rank), false);
     }
     const uint32_t locals = options.engine_per_rank ? 1 : kGpus;
     for (uint32_t first = 0; first < kGpus; first += locals) {
       eplb_engine_config config = engine_config(kGpus, locals, options.cells, options.sets);
-      config.transport = EPLB_TRANSPORT_NCCL;
+      config.transport = kTransport;
       config.small_bytes = options.small_bytes;
       std::vector<int32_t> ranks;
       std::vector<eplb_handle> handles;
@@ -94,60 +85,17 @@ struct GpuWorld {
   }
 
   std::vector<Bytes> fill(std::mt19937_64& random) const {
-    std::vector<Bytes> all;
-    for (const GpuWeights& own : weights) {
-      all.push_back(random_bytes(shape, random));
-      for_each_tensor([&](uint32_t layer, uint32_t slot, uint32_t tensor, uint64_t offset) {
-        MUST(eplb_weights_write, own.handle(), layer, slot, tensor, uint64_t{0},
-             static_cast<const void*>(&all.back()[layer * shape.slots + slot][offset]),
-             shape.tensor_bytes[tensor]);
-      });
-    }
-    return all;
-  }
-
-  std::vector<Bytes> memory() const {
-    std::vector<Bytes> all;
-    for (const GpuWeights& own : weights) {
-      all.emplace_back(shape.layers * shape.slots, std::string(shape.expert_bytes(), '\0'));
-      for_each_tensor([&](uint32_t layer, uint32_t slot, uint32_t tensor, uint64_t offset) {
-        MUST(eplb_weights_read, own.handle(), layer, slot, tensor, uint64_t{0},
-             static_cast<void*>(&all.back()[layer * shape.slots + slot][offset]),
-             shape.tensor_bytes[tensor]);
-      });
-    }
-    return all;
+    return fill_all(weights, shape, random);
   }
 
   void expect(const std::vector<Bytes>& expected, const std::string& what) const {
-    const std::vector<Bytes> actual = memory();
-    for (size_t rank = 0; rank < actual.size(); ++rank) {
-      for (size_t i = 0; i < actual[rank].size(); ++i) {
-        if (actual[rank][i] == expected[rank][i]) continue;
-        check::fail(__FILE__, __LINE__, what, ": rank ", rank, ", layer ", i / shape.slots,
-                    ", slot ", i % shape.slots, " differs");
-      }
-    }
+    expect_all(weights, expected, what);
   }
 
   Shape shape;
   std::vector<GpuWeights> weights;
   std::vector<Engine> engines;
   std::vector<std::vector<char>> blobs;
-
- private:
-  template <class Visit>
-  void for_each_tensor(Visit visit) const {
-    for (uint32_t layer = 0; layer < shape.layers; ++layer) {
-      for (uint32_t slot = 0; slot < shape.slots; ++slot) {
-        uint64_t offset = 0;
-        for (uint32_t tensor = 0; tensor < shape.tensors(); ++tensor) {
-          visit(layer, slot, tensor, offset);
-          offset += shape.tensor_bytes[tensor];
-        }
-      }
-    }
-  }
 };
 
 uint32_t count(const Script& script) { return static_cast<uint32_t>(script.batches.size()); }
@@ -182,7 +130,7 @@ TEST("eplb_engine_run() puts every expert where the naive model puts it") {
     std::vector<Bytes> expected = world.fill(random);
     for (int i = 0; i < 4; ++i) {  // one communicator, one program after the other
       Script script = random_script(shape, kGpus, cells, random);
-      if (i % 2 == 1) make_direct(&script, random);
+      if (i % 2 == 1 && !kPuts) make_direct(&script, random);
       for (const RunReport& report : world.run_all(script)) {
         CHECK_EQ(report.outcome.error, "");
         CHECK_EQ(report.result.committed_batches, count(script));
@@ -360,6 +308,23 @@ TEST("eplb_engine_run() ends at its time limit when a peer does not come") {
   CHECK(took.count() >= 0.5 && took.count() < 5);
   world.expect(before, "after a timeout");
 }
+
+#ifdef EPLB_TEST_PUTS
+TEST("eplb_engine_run() refuses direct receives, which puts cannot do") {
+  std::mt19937_64 random(6);
+  const Shape shape = {2, 2, {1 << 20, 9}};
+  GpuWorld world(shape, {2, 2, 16, false});
+  world.connect_all();
+  const std::vector<Bytes> before = world.fill(random);
+  Script script{shape, kGpus, {{0, 2}}, {}};
+  script.ops = {{0, 0, 1, EPLB_OP_SEND, 0, 0, 0, 1},
+                {0, 0, 0, EPLB_OP_RECEIVE | EPLB_OP_DIRECT, 0, 1, 1, 0}};
+  const RunReport report = world.run_all(script)[0];
+  CHECK_EQ(report.outcome.status, EPLB_INVALID_ARGUMENT);
+  CHECK_CONTAINS(report.outcome.error, "directly");
+  world.expect(before, "after a refusal");
+}
+#endif
 
 TEST("eplb_engine_connect() ends at its time limit when a peer does not come") {
   const Shape shape = {1, 1, {8}};

@@ -48,7 +48,7 @@ void check_config(const eplb_engine_config& config) {
   if (config.locals < 1 || config.locals > config.world) {
     wrong("locals", config.locals, text("1 to the world of ", config.world));
   }
-  if (config.transport < EPLB_TRANSPORT_PULL || config.transport > EPLB_TRANSPORT_PULL_NCCL) {
+  if (config.transport < EPLB_TRANSPORT_PULL || config.transport > EPLB_TRANSPORT_NCCL_PUT) {
     wrong("transport", config.transport, "a known one");
   }
   if (config.staging_cells < 1) wrong("staging_cells", config.staging_cells, "at least 1");
@@ -88,6 +88,7 @@ Engine::Engine(const eplb_engine_config& config, std::vector<Local> locals)
   check_locals();
   check_memory();
   if (uses_nccl()) nccl_open(nullptr, nullptr);
+  if (config_.transport == EPLB_TRANSPORT_NCCL_PUT) nccl_check_puts();
   blobs_.resize(locals_.size());
   staging_.resize(locals_.size());
   crew_ = std::make_unique<Crew>(locals_.size());

@@ -64,6 +64,10 @@ class Engine : public HandleObject {
 
   void check_locals() const;
   void check_memory() const;
+  bool pulls() const {
+    return config_.transport == EPLB_TRANSPORT_PULL ||
+           config_.transport == EPLB_TRANSPORT_PULL_NCCL;
+  }
   bool uses_nccl() const { return config_.transport != EPLB_TRANSPORT_PULL; }
   bool on_gpus() const { return locals_[0].weights->device()->ordinal() >= 0; }
   RankBlob make_blob(uint32_t index);

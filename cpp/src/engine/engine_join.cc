@@ -67,7 +67,7 @@ void Engine::offer_weights(const Weights& weights, RankBlob* blob) {
     blob->fixed.weights = segment->reference();
     segments_.push_back(blob->fixed.weights);
     memory.push_back({reinterpret_cast<uint64_t>(segment->data()), segment->bytes()});
-  } else if (on_gpus() && config_.transport != EPLB_TRANSPORT_NCCL) {
+  } else if (on_gpus() && pulls()) {
     const std::string gpu = pci_bus_id(weights.device()->ordinal());
     gpu.copy(blob->fixed.gpu, sizeof(blob->fixed.gpu) - 1);
     if (has_remote_ranks()) blob->allocations = share_gpu_memory(weights, blob->fixed.rank);
@@ -159,7 +159,10 @@ void Engine::check_neighbors(const std::vector<RankBlob>& blobs) const {
 
 std::vector<Executor::Member> Engine::make_nccl_movers(const std::vector<RankBlob>& blobs) {
   return make_movers([&](const MoverConfig& config) {
-    return make_nccl_mover(config, blobs[0].fixed.nccl_id,
+    if (config_.transport == EPLB_TRANSPORT_NCCL_PUT) {
+      return make_put_mover(config, blobs[0].fixed.nccl_id, cancellation_);
+    }
+    return make_send_mover(config, blobs[0].fixed.nccl_id,
                            map_gpu_peers(blobs, local_views(), config.rank), cancellation_);
   });
 }

@@ -16,6 +16,11 @@
 namespace eplb {
 namespace {
 
+// Some calls say ncclSuccess when they have begun: for them, the communicator knows.
+ncclResult_t started(ncclResult_t result) {
+  return result == ncclSuccess ? ncclInProgress : result;
+}
+
 // NCCL finishes a group on a thread of its own, in some 50 microseconds.
 constexpr std::chrono::microseconds kEager{200};
 // How long leaving a communicator may take. Ranks leave together unless one of them is in trouble.
@@ -44,7 +49,10 @@ void run_bounded(std::chrono::milliseconds limit, std::function<void()> work) no
 
 NcclCommunicator::NcclCommunicator(const MoverConfig& config, const NcclIdBlob& id,
                                    const Cancellation& cancellation)
-    : nccl_(nccl_library()), cancellation_(cancellation), ordinal_(config.device->ordinal()) {
+    : nccl_(nccl_library()),
+      cancellation_(cancellation),
+      rank_(config.rank),
+      ordinal_(config.device->ordinal()) {
   ncclUniqueId unique_id{};
   std::memcpy(unique_id.internal, id.bytes, sizeof(unique_id.internal));
   ncclConfig_t options = NCCL_CONFIG_INITIALIZER;
@@ -98,6 +106,58 @@ void NcclCommunicator::all_reduce(uint64_t* sum, const uint64_t* value, cudaStre
                                   const char* what) {
   settle(nccl_.AllReduce(value, sum, 1, ncclUint64, ncclSum, communicator_, stream),
          "ncclAllReduce", what);
+}
+
+void NcclCommunicator::all_gather(uint32_t* gathered, const uint32_t* values, uint64_t count,
+                                  cudaStream_t stream, const char* what) {
+  settle(nccl_.AllGather(values, gathered, count, ncclUint32, communicator_, stream),
+         "ncclAllGather", what);
+}
+
+std::unique_ptr<NcclCommunicator> NcclCommunicator::split(const char* what) {
+  ncclConfig_t options = NCCL_CONFIG_INITIALIZER;
+  options.blocking = 0;
+  options.minCTAs = options.maxCTAs = 1;
+  ncclComm_t other = nullptr;
+  settle(started(nccl_.CommSplit(communicator_, 0, rank_, &other, &options)), "ncclCommSplit",
+         what);
+  std::unique_ptr<NcclCommunicator> result(new NcclCommunicator(*this, other));
+  result->settle(ncclInProgress, "ncclCommSplit", what);
+  return result;
+}
+
+NcclOneSided::Window NcclCommunicator::open_window(uint64_t address, uint64_t bytes,
+                                                   const char* what) {
+  NcclOneSided::Window window = nullptr;
+  settle(started(nccl_.one_sided.CommWindowRegister(communicator_,
+                                                    reinterpret_cast<void*>(address), bytes,
+                                                    &window, NcclOneSided::kSymmetric)),
+         "ncclCommWindowRegister", what);
+  if (window == nullptr) {
+    throw Error(EPLB_UNSUPPORTED,
+                text("Cannot ", what, ": NCCL cannot share this GPU's memory (ncclMemAlloc needs "
+                                      "the driver's virtual memory, NCCL_CUMEM_ENABLE)"));
+  }
+  return window;
+}
+
+int32_t NcclCommunicator::reachable_ranks() const {
+  return nccl_.one_sided.TeamLsa(communicator_).ranks;
+}
+
+void NcclCommunicator::put(const Put* first, const Put* last, NcclOneSided::Window window,
+                           cudaStream_t stream, const char* what) {
+  if (first == last) return;
+  expect(nccl_.GroupStart(), "ncclGroupStart", what);
+  ncclResult_t result = ncclSuccess;
+  for (const Put* put = first; put != last && result == ncclSuccess; ++put) {
+    result = nccl_.one_sided.PutSignal(reinterpret_cast<const void*>(put->source), put->bytes,
+                                       ncclInt8, put->peer, window, put->offset, 0, 0, 0,
+                                       communicator_, stream);
+  }
+  const ncclResult_t ended = nccl_.GroupEnd();  // also after an error, or the thread stays in it
+  expect(result, "ncclPutSignal", what);
+  settle(ended, "ncclGroupEnd", what);
 }
 
 void NcclCommunicator::check(const char* what) {

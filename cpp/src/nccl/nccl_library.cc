@@ -53,6 +53,11 @@ void find(void* handle, const char* name, Function* function) {
   *function = reinterpret_cast<Function>(symbol);
 }
 
+template <class Function>
+void find_if_there(void* handle, const char* name, Function* function) {
+  *function = reinterpret_cast<Function>(dlsym(handle, name));
+}
+
 std::string file_of(const void* symbol, const std::string& otherwise) {
   Dl_info info{};
   return dladdr(symbol, &info) != 0 && info.dli_fname != nullptr ? info.dli_fname : otherwise;
@@ -73,6 +78,9 @@ std::unique_ptr<NcclLibrary> load(const char* path) {
 #define EPLB_NCCL_FIND(name) find(handle, "nccl" #name, &library->name);
   EPLB_NCCL_FUNCTIONS(EPLB_NCCL_FIND)
 #undef EPLB_NCCL_FIND
+  find_if_there(handle, "ncclCommWindowRegister", &library->one_sided.CommWindowRegister);
+  find_if_there(handle, "ncclPutSignal", &library->one_sided.PutSignal);
+  find_if_there(handle, "ncclTeamLsa", &library->one_sided.TeamLsa);
   return library;
 }
 
@@ -89,11 +97,22 @@ const NcclLibrary& open_once(const char* path) {
 
 const NcclLibrary& nccl_library() { return open_once(nullptr); }
 
+const NcclOneSided& nccl_one_sided() {
+  const NcclLibrary& library = nccl_library();
+  const NcclOneSided& found = library.one_sided;
+  if (found.CommWindowRegister && found.PutSignal && found.TeamLsa) return found;
+  throw Error(EPLB_UNSUPPORTED,
+              text("Cannot use nccl-put: NCCL ", version_text(library.version), " of \"",
+                   library.file, "\" has no one-sided transfers; 2.29 or later is needed"));
+}
+
 int32_t nccl_open(const char* path, std::string* found) {
   const NcclLibrary& library = open_once(path);
   if (found != nullptr) *found = library.file;
   return library.version;
 }
+
+void nccl_check_puts() { (void)nccl_one_sided(); }
 
 NcclIdBlob nccl_make_id() {
   const NcclLibrary& library = nccl_library();

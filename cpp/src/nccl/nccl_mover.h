@@ -1,117 +1,127 @@
 // SPDX-License-Identifier: Apache-2.0
-// Moves expert weights between GPUs with grouped ncclSend and ncclRecv; what its neighbors have, if
-// it has any (see are_neighbors in blob.h), a rank copies from their slots.
+// What moves between GPUs by NCCL have in common; how the bytes travel is send_mover.h's and
+// put_mover.h's.
 //
-// Four streams of one rank; time goes from left to right:
+// Time goes from left to right, in streams of one rank:
 //
-//   pull       pull 0            pull 1
-//   local      pack 0 · copy 0   pack 1 · copy 1
-//   transfer           groups 0 · fence 0 · groups 1 · fence 1
-//   commit                                  commit 0           commit 1
+//   local      copy 0              copy 1
+//   transfer   bytes 0 · fence 0 · bytes 1 · fence 1
+//   commit                         commit 0          commit 1
 //
-// The fence of a batch is an all-reduce of one number per rank, behind the batch's groups and
-// copies. It says that every rank has all its bytes, and has read all it needed of the others'
-// slots. It must not be fooled by failures, and two things would fool a plain barrier:
+// The fence of a batch is raised behind all that brings its bytes, and says that every rank has
+// them. See nccl_fences.h for why commits are enqueued by the host, once it has seen the fence's
+// result, and for why that result can be relied on.
 //
-//  - ncclCommAbort lets kernels leave early, and whatever is queued behind them in the stream runs.
-//    So nothing that overwrites slots is ever queued behind a fence: commits are enqueued by the
-//    host, once it has seen the fence's result.
-//  - A kernel that leaves early still posts its steps to its peers, and *their* kernels complete as
-//    if the bytes had come. So each rank contributes a number that no other rank, run or batch has,
-//    and a kernel right before the all-reduce replaces it by 0 when this rank has begun to give up
-//    (that flag is raised before ncclCommAbort is called). Only if no rank had given up by its
-//    fence, and so all groups before it were genuine, does the sum come out right, whatever else is
-//    in NCCL's buffers. A wrong sum is a peer that failed.
-//
-// What is received or pulled directly into slots is no danger: those slots' bytes are given up.
-//
-// Copies between neighbors know nothing of NCCL and always end. A rank that gives up waits for its
-// own (flush), so that nothing reads its neighbors' memory once it has left the run.
-//
-// A right sum stays right: it may arrive after this rank has given up, and the batch is committed
-// then (resolve). If another rank has seen it and this one has not, settling commits the batch:
-// commits need their stream and the staging memory, and no NCCL.
+// If another rank has seen a fence and this one has not, settling commits the batch: commits need
+// their stream and the staging memory, and no NCCL.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <memory>
-#include <string>
 #include <vector>
 
-#include "memory/allocation.h"
+#include "base/text.h"
 #include "memory/cuda_check.h"
-#include "memory/kernels.h"
+#include "memory/piece_lists.h"
+#include "nccl/nccl_batch.h"
 #include "nccl/nccl_communicator.h"
-#include "nccl/nccl_schedule.h"
-#include "pull/gpu_peers.h"
+#include "nccl/nccl_fences.h"
 #include "transport/mover.h"
 
 namespace eplb {
 
 class NcclMover : public Mover {
  public:
-  NcclMover(const MoverConfig& config, const NcclIdBlob& id, std::shared_ptr<const GpuPeers> peers,
-            const Cancellation& cancellation);
   ~NcclMover() override;
 
-  // Makes NCCL connect every pair of ranks that are no neighbors. Else it would at a pair's first
-  // message: slowly, and taking memory that may be gone by then. Once, before the first run, on
-  // every rank.
-  void warm_up();
+  void begin(const std::vector<RankBatch>& batches, bool held) final;
+  size_t commits_before(size_t batch) const final { return config_.staging.commits_before(batch); }
+  void stage(size_t batch) final;
+  void arrive(size_t batch) final;
+  void wait(size_t batch) final;
+  bool agreed(size_t batch) final;
+  bool resolve(size_t batch) final;
+  void commit(size_t batch) final;
+  bool landed(size_t batch) final;
+  void flush() final;
+  void finish() final;
 
-  void begin(const std::vector<RankBatch>& batches, bool held) override;
-  size_t commits_before(size_t batch) const override {
-    return config_.staging.commits_before(batch);
-  }
-  void stage(size_t batch) override;
-  void arrive(size_t batch) override;
-  void wait(size_t batch) override;
-  bool agreed(size_t batch) override;
-  bool resolve(size_t batch) override;
-  void commit(size_t batch) override;
-  bool landed(size_t batch) override;
-  void flush() override;
-  void finish() override;
+ protected:
+  // What has to outlive every kernel. Made on the rank's device, before the communicator is joined:
+  // once NCCL's kernels wait for other ranks, an allocation might wait for them.
+  struct Resources {
+    // `pieces`: for the copy kernel, to begin with.
+    Resources(const MoverConfig& config, uint64_t pieces);
+    virtual ~Resources() = default;
+    // Whether nothing is under way that would end without NCCL, but for commits.
+    virtual bool copies_idle() const { return local.idle(); }
+    // Whether nothing is under way, or all of it has failed.
+    virtual bool drained() const;
 
- private:
-  struct SetEvents {
-    Event packed, pulled, copied, committed;
+    struct SetEvents {
+      Event copied, committed;
+    };
+    PieceLists pieces;
+    const Stream transfer, local, commit;
+    const std::unique_ptr<SetEvents[]> sets;  // [sets]
+    const PinnedMemory giving_up;             // one word
+    NcclFences fences;
   };
-  // What has to outlive every kernel.
-  struct Resources;
 
+  NcclMover(const MoverConfig& config, std::unique_ptr<Resources> resources,
+            const Cancellation& cancellation);
+  // Waits for all ranks. Before everything below; called by the derived class' constructor.
+  void join(const NcclIdBlob& id);
+
+  // Works out what the batches mean, and keeps it for the calls below.
+  virtual void lower(const std::vector<RankBatch>& batches, bool held) = 0;
+  virtual size_t batches() const = 0;
+  virtual const NcclBatch& plan(size_t batch) const = 0;
+  // Starts what goes before the batch's copies inside the rank, and what brings its bytes from other
+  // ranks: all is there when the transfer stream has come to its end.
+  virtual void pack(size_t batch) = 0;
+  virtual void transfer(size_t batch, const char* what) = 0;
+  // Communicators beside the first.
+  virtual void abort_others() noexcept {}
+
+  // Runs `body`; gives up if it fails, or has before.
   template <class Body>
   void guarded(Body body);
-  void give_up() noexcept;
-  bool drained(std::chrono::milliseconds limit) noexcept;
-  SetEvents& events(size_t batch) const;
-  FenceReport* report(size_t fence) const;
-  uint64_t fence_number(size_t fence) const;
-  uint64_t proof(size_t fence, int32_t rank) const;
-  bool passed(size_t fence) const;
-  void count_bytes(size_t batch);
-  void raise_fence(size_t fence, const char* what);
-  bool reached(size_t fence, const char* what);
+  // Until every rank has come to the fence.
   void await_fence(size_t fence, const char* what);
-  void exchange_with_all(uint64_t bytes, const char* what);
-  void grow(uint64_t* capacity, Allocation* memory, uint64_t bytes);
-  void upload();
-  void copy_up(uint64_t target, const void* source, uint64_t bytes);
-  void copy(const Copies& copies, const Stream& stream, uint32_t blocks);
-  void submit(const IndexRange& engine_pieces, const Stream& stream);
-  WorkList<Piece> work(const IndexRange& range) const;
+
+  NcclCommunicator& communicator() { return *communicator_; }
+  const Resources::SetEvents& events(size_t batch) const {
+    return gpu_->sets[batch % config_.staging.sets];
+  }
 
   const MoverConfig config_;
   const Cancellation& cancellation_;
-  const StagingLayout layout_;
-  const NcclTask task_;
-  const uint32_t copy_blocks_;
   std::unique_ptr<Resources> gpu_;
+  uint32_t copy_blocks_ = kCopyBlocks;
+
+ private:
+  void give_up() noexcept;
+  bool drained(std::chrono::milliseconds limit) noexcept;
+  void count_bytes(size_t batch);
+
   std::unique_ptr<NcclCommunicator> communicator_;
-  Schedule schedule_;
-  std::vector<uint64_t> first_chunk_;  // of schedule_.kernel_pieces
-  uint32_t run_ = 0;
   uint32_t commit_blocks_ = 0;
 };
+
+template <class Body>
+void NcclMover::guarded(Body body) {
+  if (communicator_->left()) {
+    throw Error(EPLB_BROKEN, text("Cannot move expert weights: rank ", config_.rank,
+                                  " has left the NCCL communicator"));
+  }
+  try {
+    body();
+  } catch (...) {
+    give_up();
+    throw;
+  }
+}
 
 }  // namespace eplb

@@ -8,10 +8,9 @@
 #include <vector>
 
 #include "base/backoff.h"
-#include "memory/allocation.h"
-#include "memory/copy_engine.h"
 #include "memory/cuda_check.h"
 #include "memory/kernels.h"
+#include "memory/piece_lists.h"
 #include "pull/pull_schedule.h"
 #include "transport/cell_layout.h"
 
@@ -28,37 +27,6 @@ constexpr std::chrono::microseconds kEager{50};
 constexpr std::chrono::seconds kFlushLimit{60};
 // After a failure: for writes of other ranks into memory that is to be freed.
 constexpr std::chrono::seconds kLeaveLimit{1};
-
-// A run's pieces for the copy kernel, in device memory.
-class UploadedPieces {
- public:
-  explicit UploadedPieces(std::shared_ptr<Device> device) : device_(std::move(device)) {}
-
-  void upload(const std::vector<Piece>& pieces) {
-    first_chunk_ = count_chunks(pieces);
-    const uint64_t piece_bytes = pieces.size() * sizeof(Piece);
-    const uint64_t chunk_bytes = first_chunk_.size() * sizeof(uint64_t);
-    if (piece_bytes + chunk_bytes > capacity_) {
-      capacity_ = 2 * (piece_bytes + chunk_bytes);
-      memory_ = Allocation(device_, capacity_);
-    }
-    chunks_ = memory_.address() + piece_bytes;
-    if (piece_bytes > 0) device_->write(memory_.address(), pieces.data(), piece_bytes);
-    device_->write(chunks_, first_chunk_.data(), chunk_bytes);
-  }
-
-  WorkList<Piece> work(const IndexRange& range) const {
-    return {reinterpret_cast<const Piece*>(memory_.address()) + range.first,
-            reinterpret_cast<const uint64_t*>(chunks_) + range.first, range.last - range.first,
-            first_chunk_[range.first], first_chunk_[range.last]};
-  }
-
- private:
-  const std::shared_ptr<Device> device_;
-  Allocation memory_;  // pieces, then their running sum of chunks
-  uint64_t capacity_ = 0, chunks_ = 0;
-  std::vector<uint64_t> first_chunk_;
-};
 
 class GpuPullMover : public Mover {
  public:
@@ -107,7 +75,7 @@ class GpuPullMover : public Mover {
     task.commit_by_engine = config_.copy_engine_only && !held;
     commit_blocks_ = held ? all_blocks(ordinal()) : kCopyBlocksBesidePulls;
     schedule_ = make_pull_schedule(batches, ring, task);
-    gpu_->pieces.upload(schedule_.kernel_pieces);
+    gpu_->pieces.assign(std::move(schedule_.kernel_pieces), std::move(schedule_.engine_pieces));
   }
 
   size_t commits_before(size_t batch) const override { return after_[batch]; }
@@ -131,16 +99,16 @@ class GpuPullMover : public Mover {
     const PullBatch& plan = schedule_.batches[batch];
     const BatchEvents& own = events(batch);
     for (const Push& push : plan.push) {
-      submit(push.pieces, gpu_->lanes[push.lane % gpu_->lane_count]);
+      gpu_->pieces.copy_by_engine(push.pieces, gpu_->lanes[push.lane % gpu_->lane_count]);
     }
     for (uint32_t lane = 0; lane < gpu_->lane_count; ++lane) {
       own.pushed[lane].record(gpu_->lanes[lane]);
     }
-    submit(plan.pull, gpu_->pull);
+    gpu_->pieces.copy_by_engine(plan.pull, gpu_->pull);
     own.pulled.record(gpu_->pull);
     // Of the batches that had these cells before; commits are done in order.
     if (after_[batch] > 0) gpu_->gather.wait(events(after_[batch] - 1).committed);
-    submit(plan.gather, gpu_->gather, kCopyBlocksBesidePulls);
+    gpu_->pieces.copy(plan.gather, gpu_->gather, kCopyBlocksBesidePulls);
     own.gathered.record(gpu_->gather);
     bytes_in += plan.bytes_in;
     bytes_out += plan.bytes_out;
@@ -174,8 +142,9 @@ class GpuPullMover : public Mover {
 
   void commit(size_t batch) override {
     use_device(ordinal());
-    for (const Copies& step : schedule_.batches[batch].commit)
-      submit(step, gpu_->commit, commit_blocks_);
+    for (const Copies& step : schedule_.batches[batch].commit) {
+      gpu_->pieces.copy(step, gpu_->commit, commit_blocks_);
+    }
     events(batch).committed.record(gpu_->commit);
     begun_ = batch + 1;
   }
@@ -218,7 +187,7 @@ class GpuPullMover : public Mover {
   struct Resources {
     explicit Resources(const MoverConfig& config)
         : lane_count(std::clamp(static_cast<uint32_t>(config.world) - 1, 1u, kMostLanes)),
-          pieces(config.device),
+          pieces(config.device, 0),
           pull(first_priority()),
           events(std::make_unique<BatchEvents[]>(kMostAhead)) {
       for (uint32_t lane = 0; lane < lane_count; ++lane) lanes.emplace_back(first_priority());
@@ -233,8 +202,7 @@ class GpuPullMover : public Mover {
     }
 
     const uint32_t lane_count;
-    UploadedPieces pieces;
-    CopyEngine engine;
+    PieceLists pieces;
     std::deque<Stream> lanes;
     const Stream pull, gather, commit;
     const std::unique_ptr<BatchEvents[]> events;  // of the batches under way
@@ -243,16 +211,6 @@ class GpuPullMover : public Mover {
   static uint32_t fence(size_t batch) { return static_cast<uint32_t>(batch); }
   int32_t ordinal() const { return config_.device->ordinal(); }
   const BatchEvents& events(size_t batch) const { return gpu_->events[batch % kMostAhead]; }
-
-  void submit(const IndexRange& range, const Stream& stream) {
-    const Piece* pieces = schedule_.engine_pieces.data();
-    gpu_->engine.submit(pieces + range.first, pieces + range.last, stream);
-  }
-
-  void submit(const Copies& copies, const Stream& stream, uint32_t blocks) {
-    launch_copy(gpu_->pieces.work(copies.kernel), stream, blocks);
-    submit(copies.engine, stream);
-  }
 
   bool is_here(size_t batch) const {
     const BatchEvents& own = events(batch);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Lowers programs for NCCL: see nccl_schedule.h.
-#include "nccl/nccl_schedule.h"
+// Lowers programs for NCCL: see send_schedule.h.
+#include "nccl/send_schedule.h"
 
 #include <algorithm>
 #include <map>
@@ -37,7 +37,7 @@ uint64_t most_of(const std::vector<RankBatch>& batches, Count count) {
 // each has to be one range.
 class BatchBuilder {
  public:
-  BatchBuilder(const RankBatch& batch, uint64_t set, const NcclTask& task,
+  BatchBuilder(const RankBatch& batch, uint64_t set, const SendTask& task,
                const StagingLayout& layout, const StagingAddresses& staging)
       : batch_(batch),
         task_(task),
@@ -49,7 +49,7 @@ class BatchBuilder {
         packs_(staging.packs + set * staging.pack_experts * layout.pack_bytes),
         send_packs_(staging.send_packs + set * staging.send_experts * layout.pack_bytes) {}
 
-  void append_to(Schedule* schedule) {
+  void append_to(SendSchedule* schedule) {
     number_cells();
     const int32_t world = static_cast<int32_t>(task_.neighbors.size());
     for_each_group([&](const std::vector<uint32_t>& group) {
@@ -108,14 +108,14 @@ class BatchBuilder {
     }
   }
 
-  void open_round(int32_t round, Schedule* schedule) {
+  void open_round(int32_t round, SendSchedule* schedule) {
     const uint32_t here = static_cast<uint32_t>(schedule->messages.size());
     if (result_.rounds.empty() || round != round_) result_.rounds.push_back({here, here});
     round_ = round;
   }
 
   // What goes to one rank in one round: large tensors from their slots, then all packs as one.
-  void add_sends(const std::vector<uint32_t>& group, Schedule* schedule) {
+  void add_sends(const std::vector<uint32_t>& group, SendSchedule* schedule) {
     const int32_t peer = batch_.operations[group.front()].peer;
     const uint64_t packs = send_packs_ + next_send_ * layout_.pack_bytes;
     for (const uint32_t i : group) {
@@ -135,7 +135,7 @@ class BatchBuilder {
   }
 
   // The other end of add_sends().
-  void add_receives(const std::vector<uint32_t>& group, Schedule* schedule) {
+  void add_receives(const std::vector<uint32_t>& group, SendSchedule* schedule) {
     const int32_t peer = batch_.operations[group.front()].peer;
     const uint64_t packs = packs_ + next_pack_ * layout_.pack_bytes;
     for (const uint32_t i : group) {
@@ -156,7 +156,7 @@ class BatchBuilder {
     add_packs({false, peer, packs, group.size() * layout_.pack_bytes}, schedule);
   }
 
-  void add_packs(const Message& message, Schedule* schedule) {
+  void add_packs(const Message& message, SendSchedule* schedule) {
     if (message.bytes > 0) schedule->messages.push_back(message);
     result_.rounds.back().last = static_cast<uint32_t>(schedule->messages.size());
   }
@@ -206,7 +206,7 @@ class BatchBuilder {
   }
 
   const RankBatch& batch_;
-  const NcclTask& task_;
+  const SendTask& task_;
   const WeightsView& weights_;
   const StagingLayout& layout_;
   const uint64_t expert_bytes_;
@@ -218,7 +218,7 @@ class BatchBuilder {
   std::vector<Piece> pack_;
   std::map<int32_t, std::vector<Piece>> pull_;  // by distance
   CopyLists copy_, commit_;
-  BatchSchedule result_;
+  SendBatch result_;
 };
 
 }  // namespace
@@ -235,21 +235,21 @@ StagingLayout::StagingLayout(const WeightsView& weights, const StagingPlan& plan
 
 uint64_t StagingLayout::set_bytes() const { return cells * cell_bytes; }
 
-uint64_t most_sent(const std::vector<RankBatch>& batches, const NcclTask& task) {
+uint64_t most_sent(const std::vector<RankBatch>& batches, const SendTask& task) {
   return most_of(batches, [&](const Operation& o) {
     return o.code == EPLB_OP_SEND && task.neighbor(o.peer) == nullptr;
   });
 }
 
-uint64_t most_packed(const std::vector<RankBatch>& batches, const NcclTask& task) {
+uint64_t most_packed(const std::vector<RankBatch>& batches, const SendTask& task) {
   return most_of(batches, [&](const Operation& o) {
     return o.takes_cell() || (o.code == EPLB_OP_RECEIVE && task.neighbor(o.peer) == nullptr);
   });
 }
 
-Schedule make_schedule(const std::vector<RankBatch>& batches, const NcclTask& task,
+SendSchedule make_send_schedule(const std::vector<RankBatch>& batches, const SendTask& task,
                        const StagingLayout& layout, const StagingAddresses& staging) {
-  Schedule schedule;
+  SendSchedule schedule;
   for (size_t b = 0; b < batches.size(); ++b) {
     BatchBuilder(batches[b], b % staging.sets, task, layout, staging).append_to(&schedule);
   }

@@ -1,51 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0
-// Schedules for NCCL, carried out with memcpy, against the naive model. Needs no GPU.
-#include "nccl/nccl_schedule.h"
+// Schedules of sends and receives, carried out with memcpy, against the naive model.
+#include "nccl/send_schedule.h"
 
-#include <cstring>
 #include <deque>
 #include <map>
 #include <utility>
 
-#include "engine/program.h"
-#include "ranks.h"
+#include "host_ranks.h"
 
 using namespace eplb;
 
 namespace {
 
-uint64_t address_of(const std::string& memory) { return reinterpret_cast<uint64_t>(memory.data()); }
-
-void copy(uint64_t target, uint64_t source, uint64_t bytes) {
-  std::memcpy(reinterpret_cast<void*>(target), reinterpret_cast<const void*>(source), bytes);
-}
-
-uint32_t size(const IndexRange& range) { return range.last - range.first; }
-
-// One rank: weights tensor by tensor, as serving engines hold them, and its staging memory.
-struct Rank {
-  explicit Rank(const ranks::Shape& shape) {
-    view.layers = static_cast<int32_t>(shape.layers);
-    view.slots = static_cast<int32_t>(shape.slots);
-    view.tensors = static_cast<int32_t>(shape.tensors());
-    view.tensor_bytes = shape.tensor_bytes;
-    weights.assign(shape.layers * shape.slots * shape.expert_bytes(), '\0');
-    uint64_t at = address_of(weights);
-    for (uint32_t i = 0; i < shape.layers * shape.tensors(); ++i) {
-      const uint64_t bytes = shape.tensor_bytes[i % shape.tensors()];
-      view.address.push_back(at);
-      view.stride.push_back(bytes);
-      at += bytes * shape.slots;
-    }
-  }
+struct Rank : HostWeights {
+  using HostWeights::HostWeights;
   // A rank without neighbors, and its schedule.
   Rank(const ranks::Shape& shape, const StagingPlan& plan, const std::vector<RankBatch>& batches)
-      : Rank(shape) {
+      : HostWeights(shape) {
     lower(batches, plan, {});
   }
 
   // `like`: rank, neighbors and who copies.
-  void lower(const std::vector<RankBatch>& batches, const StagingPlan& plan, NcclTask like) {
+  void lower(const std::vector<RankBatch>& batches, const StagingPlan& plan, SendTask like) {
     task = std::move(like);
     task.weights = view;
     const StagingLayout layout(view, plan);
@@ -53,41 +29,21 @@ struct Rank {
     staging.assign(plan.sets * layout.set_bytes(), '\0');
     packs.assign(plan.sets * packed * layout.pack_bytes, '\0');
     send_packs.assign(plan.sets * sent * layout.pack_bytes, '\0');
-    schedule = make_schedule(
+    schedule = make_send_schedule(
         batches, task, layout,
         {address_of(staging), address_of(packs), address_of(send_packs), plan.sets, packed, sent});
   }
 
-  // Copies between the weights and what the naive model works on.
-  void exchange(const ranks::Shape& shape, ranks::Bytes* bytes, bool out) const {
-    for (uint32_t i = 0; i < bytes->size(); ++i) {
-      uint64_t at = address_of((*bytes)[i]);
-      for (uint32_t tensor = 0; tensor < shape.tensors(); ++tensor) {
-        const uint64_t own =
-            view.at(static_cast<int32_t>(i / shape.slots), static_cast<int32_t>(tensor),
-                    static_cast<int32_t>(i % shape.slots));
-        out ? copy(at, own, shape.tensor_bytes[tensor]) : copy(own, at, shape.tensor_bytes[tensor]);
-        at += shape.tensor_bytes[tensor];
-      }
-    }
-  }
-
-  static void move(const std::vector<Piece>& pieces, const IndexRange& range) {
-    for (uint32_t i = range.first; i < range.last; ++i) {
-      copy(pieces[i].target, pieces[i].source, pieces[i].bytes);
-    }
-  }
-  void by_kernel(const IndexRange& range) const { move(schedule.kernel_pieces, range); }
-  void by_engine(const IndexRange& range) const { move(schedule.engine_pieces, range); }
+  void by_kernel(const IndexRange& range) const { copy_pieces(schedule.kernel_pieces, range); }
+  void by_engine(const IndexRange& range) const { copy_pieces(schedule.engine_pieces, range); }
   void move(const Copies& copies) const {
     by_kernel(copies.kernel);
     by_engine(copies.engine);
   }
 
-  WeightsView view;
-  std::string weights, staging, packs, send_packs;
-  NcclTask task;
-  Schedule schedule;
+  std::string staging, packs, send_packs;
+  SendTask task;
+  SendSchedule schedule;
 };
 
 // What NCCL does with the messages of one batch: those of a pair meet in order.
@@ -108,23 +64,13 @@ void deliver(const std::vector<Rank>& all, size_t batch) {
           std::deque<Message>& waiting = sent[{message.peer, rank}];
           CHECK(!waiting.empty());
           CHECK_EQ(waiting.front().bytes, message.bytes);
-          copy(message.address, waiting.front().address, message.bytes);
+          copy_bytes(message.address, waiting.front().address, message.bytes);
           waiting.pop_front();
         }
       }
     }
   }
   for (const auto& pair : sent) CHECK(pair.second.empty());
-}
-
-std::vector<RankBatch> batches_of(const ranks::Script& script, int32_t rank, int32_t cells) {
-  const std::vector<int32_t> words = script.words({rank});
-  const ProgramLimits limits = {static_cast<int32_t>(script.shape.layers),
-                                static_cast<int32_t>(script.shape.slots),
-                                static_cast<int32_t>(script.world),
-                                cells,
-                                {rank}};
-  return parse_program(words.data(), words.size(), limits)[0];
 }
 
 // The ranks of a random program on random nodes; `nodes` 0: each rank is alone.
@@ -138,7 +84,7 @@ std::vector<Rank> lower_all(const ranks::Script& script, const StagingPlan& plan
     node_of.push_back(nodes == 0 ? rank : random() % nodes);
   }
   for (uint32_t rank = 0; rank < script.world; ++rank) {
-    NcclTask task;
+    SendTask task;
     task.rank = static_cast<int32_t>(rank);
     task.gather_by_engine = random() % 2 == 0;
     task.commit_by_engine = random() % 2 == 0;
@@ -153,7 +99,7 @@ std::vector<Rank> lower_all(const ranks::Script& script, const StagingPlan& plan
 }
 
 void run_batch(const std::vector<Rank>& all, size_t batch) {
-  const auto plan = [&](const Rank& rank) -> const BatchSchedule& {
+  const auto plan = [&](const Rank& rank) -> const SendBatch& {
     return rank.schedule.batches[batch];
   };
   for (const Rank& rank : all) rank.by_kernel(plan(rank).pack);
@@ -163,7 +109,7 @@ void run_batch(const std::vector<Rank>& all, size_t batch) {
   for (const Rank& rank : all) rank.move(plan(rank).commit);
 }
 
-TEST("make_schedule() puts every expert where the naive model puts it, whoever is a neighbor") {
+TEST("make_send_schedule() puts every expert where the naive model puts it, whoever is a neighbor") {
   std::mt19937_64 random(1);
   size_t pulled = 0, sent = 0, both = 0;
   const std::vector<ranks::Shape> shapes = {
@@ -186,7 +132,7 @@ TEST("make_schedule() puts every expert where the naive model puts it, whoever i
           for (size_t batch = 0; batch < script.batches.size(); ++batch) {
             run_batch(all, batch);
             for (const Rank& rank : all) {
-              const BatchSchedule& plan = rank.schedule.batches[batch];
+              const SendBatch& plan = rank.schedule.batches[batch];
               pulled += plan.pull.empty() ? 0 : 1;
               sent += plan.rounds.empty() ? 0 : 1;
               both += plan.pull.empty() || plan.rounds.empty() ? 0 : 1;
@@ -218,10 +164,10 @@ const ranks::Script kThree = [] {
   return three;
 }();
 
-TEST("make_schedule() sends all small tensors for one rank in one round as one message") {
+TEST("make_send_schedule() sends all small tensors for one rank in one round as one message") {
   for (const int32_t rank : {0, 1}) {
     const Rank own(kThree.shape, {3, 1, 100}, batches_of(kThree, rank, 3));
-    const BatchSchedule& batch = own.schedule.batches[0];
+    const SendBatch& batch = own.schedule.batches[0];
     CHECK_EQ(batch.rounds.size(), 2u);
     CHECK_EQ(batch.rounds[0].last - batch.rounds[0].first, 5u);  // 2 x 2 large, 1 pack
     CHECK_EQ(batch.rounds[1].last - batch.rounds[1].first, 3u);
@@ -235,7 +181,7 @@ TEST("make_schedule() sends all small tensors for one rank in one round as one m
   }
 }
 
-TEST("make_schedule() sends large tensors straight from their slots, aligned where they arrive") {
+TEST("make_send_schedule() sends large tensors straight from their slots, aligned where they arrive") {
   const Rank from(kThree.shape, {3, 1, 100}, batches_of(kThree, 0, 3));
   CHECK_EQ(from.schedule.messages[0].address, from.view.at(0, 0, 0));
   CHECK_EQ(from.schedule.messages[1].address, from.view.at(0, 2, 0));
@@ -246,13 +192,13 @@ TEST("make_schedule() sends large tensors straight from their slots, aligned whe
   }
 }
 
-TEST("make_schedule() receives direct operations without cells, large tensors in their slots") {
+TEST("make_send_schedule() receives direct operations without cells, large tensors in their slots") {
   ranks::Script script = kThree;
   for (const size_t i : {1, 5}) script.ops[i].code |= EPLB_OP_DIRECT;  // of slots 2 and 1
   const std::vector<RankBatch> batches = batches_of(script, 1, 1);
   CHECK_EQ(most_packed(batches, {}), 3u);
   const Rank own(script.shape, {1, 1, 100}, batches);
-  const BatchSchedule& batch = own.schedule.batches[0];
+  const SendBatch& batch = own.schedule.batches[0];
   const std::vector<Message>& messages = own.schedule.messages;
   CHECK_EQ(messages.size(), 8u);  // as many as the sender knows of
   CHECK_EQ(messages[0].address, own.view.at(0, 0, 2));
@@ -271,7 +217,7 @@ std::vector<Rank> make_neighbors(const std::vector<RankBatch>& sender,
   both.reserve(2);
   for (int rank = 0; rank < 2; ++rank) both.emplace_back(kThree.shape);
   for (const int32_t rank : {0, 1}) {
-    NcclTask task;
+    SendTask task;
     task.rank = rank;
     task.neighbors = {nullptr, nullptr};
     task.neighbors[1 - rank] = &both[1 - rank].view;
@@ -281,11 +227,11 @@ std::vector<Rank> make_neighbors(const std::vector<RankBatch>& sender,
   return both;
 }
 
-TEST("make_schedule() sends neighbors nothing, and pulls their large tensors straight from slots") {
+TEST("make_send_schedule() sends neighbors nothing, and pulls their large tensors straight from slots") {
   for (const bool copy_engine_only : {false, true}) {
     const std::vector<Rank> both =
         make_neighbors(batches_of(kThree, 0, 3), batches_of(kThree, 1, 3), copy_engine_only);
-    const BatchSchedule &sender = both[0].schedule.batches[0], &batch = both[1].schedule.batches[0];
+    const SendBatch &sender = both[0].schedule.batches[0], &batch = both[1].schedule.batches[0];
     CHECK(both[0].schedule.kernel_pieces.empty() && both[0].schedule.engine_pieces.empty());
     CHECK_EQ(sender.bytes_out, 3u * 9120);
     CHECK_EQ(batch.bytes_in, 3u * 9120);
@@ -302,12 +248,12 @@ TEST("make_schedule() sends neighbors nothing, and pulls their large tensors str
   }
 }
 
-TEST("make_schedule() pulls direct operations into their slots, without packs and commits") {
+TEST("make_send_schedule() pulls direct operations into their slots, without packs and commits") {
   ranks::Script script = kThree;
   for (const size_t i : {1, 3, 5}) script.ops[i].code |= EPLB_OP_DIRECT;
   const std::vector<RankBatch> batches = batches_of(script, 1, 1);
   const std::vector<Rank> both = make_neighbors(batches_of(script, 0, 1), batches, false);
-  const BatchSchedule& batch = both[1].schedule.batches[0];
+  const SendBatch& batch = both[1].schedule.batches[0];
   const std::vector<Piece>& pulls = both[1].schedule.engine_pieces;
   CHECK(both[1].packs.empty());
   CHECK_EQ(size(batch.commit.kernel), 0u);
@@ -317,7 +263,7 @@ TEST("make_schedule() pulls direct operations into their slots, without packs an
   CHECK_EQ(both[1].schedule.kernel_pieces[0].target, both[1].view.at(0, 1, 2));
 }
 
-TEST("make_schedule() pulls from the next rank first, and so on round the world") {
+TEST("make_send_schedule() pulls from the next rank first, and so on round the world") {
   ranks::Script script;
   script.shape.slots = 4;
   script.shape.tensor_bytes = {64};
@@ -329,7 +275,7 @@ TEST("make_schedule() pulls from the next rank first, and so on round the world"
   }
   std::mt19937_64 random(5);
   const std::vector<Rank> all = lower_all(script, {3, 1, 0}, 1, random);
-  const Schedule& schedule = all[2].schedule;
+  const SendSchedule& schedule = all[2].schedule;
   CHECK_EQ(size(schedule.batches[0].pull), 3u);
   for (uint32_t i = 0; i < 3; ++i) {
     const int32_t peer = std::vector<int32_t>{3, 0, 1}[i];
@@ -337,7 +283,7 @@ TEST("make_schedule() pulls from the next rank first, and so on round the world"
   }
 }
 
-TEST("make_schedule() refuses a batch that needs more cells than there are") {
+TEST("make_send_schedule() refuses a batch that needs more cells than there are") {
   const std::vector<RankBatch> batches = batches_of(kThree, 1, 3);
   try {
     const Rank rank(kThree.shape, {2, 1, 0}, batches);

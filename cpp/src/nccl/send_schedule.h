@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a program means to a rank that uses NCCL: its batches as lists of pieces to copy and
+// What a program means to a rank that sends and receives: its batches as lists of pieces to copy and
 // messages for sends and receives, with every address worked out before the first byte moves.
 //
 // Large tensors travel one by one, from their slot straight into a staging cell. A launch or a send
@@ -25,7 +25,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "memory/device.h"
+#include "nccl/nccl_batch.h"
 #include "transport/mover.h"
 
 namespace eplb {
@@ -55,23 +55,20 @@ struct Message {
   uint64_t address, bytes;
 };
 
-struct BatchSchedule {
-  IndexRange pack;                       // kernel pieces: slots -> send packs, before the sends
-  IndexRange pull;                       // engine pieces: slots of neighbors -> staging
-  Copies copy;                           // slots -> staging, what else the rank copies itself
-  Copies commit;                         // staging -> slots
-  std::vector<IndexRange> rounds;        // messages; each round is one NCCL group
-  uint64_t bytes_in = 0, bytes_out = 0;  // of tensors, without padding
+struct SendBatch : NcclBatch {
+  IndexRange pack;                 // kernel pieces: slots -> send packs, before the sends
+  IndexRange pull;                 // engine pieces: slots of neighbors -> staging
+  std::vector<IndexRange> rounds;  // messages; each round is one NCCL group
 };
 
-struct Schedule {
+struct SendSchedule {
   std::vector<Piece> kernel_pieces, engine_pieces;
   std::vector<Message> messages;
-  std::vector<BatchSchedule> batches;
+  std::vector<SendBatch> batches;
 };
 
 // Whose programs are lowered, and how.
-struct NcclTask {
+struct SendTask {
   int32_t rank = 0;
   WeightsView weights;
   // [world]: weights of neighbors as this process sees them, null for other ranks; or empty: there
@@ -86,10 +83,10 @@ struct NcclTask {
 };
 
 // The most experts that one batch sends, and the most whose small tensors it holds in packs.
-uint64_t most_sent(const std::vector<RankBatch>& batches, const NcclTask& task);
-uint64_t most_packed(const std::vector<RankBatch>& batches, const NcclTask& task);
+uint64_t most_sent(const std::vector<RankBatch>& batches, const SendTask& task);
+uint64_t most_packed(const std::vector<RankBatch>& batches, const SendTask& task);
 // Throws EPLB_INVALID_ARGUMENT for a batch that needs more cells than there are.
-Schedule make_schedule(const std::vector<RankBatch>& batches, const NcclTask& task,
+SendSchedule make_send_schedule(const std::vector<RankBatch>& batches, const SendTask& task,
                        const StagingLayout& layout, const StagingAddresses& staging);
 
 }  // namespace eplb
