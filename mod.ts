@@ -173,7 +173,7 @@ export {
   type ProductsOptions,
 } from "./lib/native/measure.ts";
 export { type DeviceInfo } from "./lib/native/structs.ts";
-export { type TransportName } from "./lib/native/engine.ts";
+export { type TransportName } from "./lib/native/transport.ts";
 export {
   type AllocateOptions,
   type ExpertPosition,

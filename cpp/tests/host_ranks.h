@@ -30,7 +30,8 @@ inline void copy_pieces(const std::vector<Piece>& pieces, const IndexRange& rang
 
 inline uint32_t size(const IndexRange& range) { return range.last - range.first; }
 
-// Weights of one rank, tensor by tensor, as serving engines hold them.
+// Weights of one rank, tensor by tensor, as serving engines hold them. Stays where it is made: `view`
+// points into it.
 struct HostWeights {
   explicit HostWeights(const ranks::Shape& shape) {
     view.layers = static_cast<int32_t>(shape.layers);
@@ -46,7 +47,6 @@ struct HostWeights {
       at += bytes * shape.slots;
     }
   }
-  HostWeights(HostWeights&&) = default;  // strings this long keep their memory when they move
 
   // Copies between the weights and what the naive model works on.
   void exchange(const ranks::Shape& shape, ranks::Bytes* bytes, bool out) const {

@@ -4,14 +4,7 @@ import meta from "../../deno.json" with { type: "json" };
 import { EplbError } from "../native/errors.ts";
 import { NativeLibrary } from "../native/library.ts";
 import { formatBytes } from "../report/table.ts";
-import {
-  GPU_MODELS,
-  GPU_MOVERS,
-  HOST_MODELS,
-  HOST_MOVERS,
-  type Model,
-  type Mover,
-} from "./bench/cases.ts";
+import { modelsFor, moversFor } from "./bench/cases.ts";
 import { measureCeilings } from "./bench/ceilings.ts";
 import {
   type Interference,
@@ -81,7 +74,8 @@ export const bench: Command = {
         value: "NAMES",
         type: "text",
         help:
-          'only these, separated by commas: pull, "pull, copy engine only" as pull-ce, nccl',
+          'only these, separated by commas: pull, "pull, copy engine only" as pull-ce, nccl; ' +
+          "also nccl-put and nccl-put-ce, which are left out otherwise",
       },
       {
         name: "repeat",
@@ -289,37 +283,6 @@ async function interfere(
     terminal.note(error.message);
     return [];
   }
-}
-
-function modelsFor(
-  names: string | undefined,
-  device: "host" | "cuda",
-): readonly Model[] {
-  return chosen(names, device === "cuda" ? GPU_MODELS : HOST_MODELS);
-}
-
-function moversFor(
-  names: string | undefined,
-  { device, ranks, gpus }: BenchOptions,
-): readonly Mover[] {
-  return chosen(names, device === "cuda" ? GPU_MOVERS : HOST_MOVERS)
-    // NCCL needs a GPU for each rank.
-    .filter((mover) => mover.name !== "nccl" || ranks <= gpus);
-}
-
-/** Picks by name; "pull-ce" is short for the copy engine only. */
-function chosen<T extends { readonly name: string }>(
-  names: string | undefined,
-  all: readonly T[],
-): readonly T[] {
-  if (names === undefined) return all;
-  return names.split(",").map((name) => {
-    const full = name === "pull-ce" ? "pull, copy engine only" : name.trim();
-    const found = all.find((one) => one.name === full);
-    if (found !== undefined) return found;
-    const list = all.map((one) => one.name).join("; ");
-    throw new UsageError(`"${name}" is not one of: ${list}`);
-  });
 }
 
 function ncclVersion(library: NativeLibrary): number | null {

@@ -10,7 +10,7 @@ export const build: Command = {
   description:
     "Builds libeplb.so with CMake: in a checkout in build/, else from sources\n" +
     "fetched with this package, in ~/.cache/eplb/. Needs cmake and a C++17 compiler;\n" +
-    "for GPUs nvcc, and NCCL's header for the nccl transport.",
+    "for GPUs nvcc, and NCCL's header for transports with NCCL.",
   groups: [{
     title: "Build",
     flags: [{

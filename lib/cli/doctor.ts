@@ -178,7 +178,7 @@ function report(found: Diagnosis, terminal: Terminal): void {
     rows.push(["looked for", `${path}: ${reason}`]);
   }
   rows.push(["NVIDIA driver", found.driver ? "yes" : "no"]);
-  rows.push(["NCCL", nccl === null ? "no" : `${nccl.version} at ${nccl.path}`]);
+  rows.push(["NCCL", describeNccl(nccl)]);
   for (const [name, path] of Object.entries(found.tools)) {
     rows.push([name, path ?? "not found"]);
   }
@@ -190,6 +190,15 @@ function report(found: Diagnosis, terminal: Terminal): void {
   );
   if (found.devices.length > 0) reportDevices(found, terminal);
   for (const line of found.advice) terminal.print(`- ${line}`);
+}
+
+/** Which NCCL there is, and whether it will do for `nccl-put`. */
+export function describeNccl(nccl: NcclInfo | null): string {
+  if (nccl === null) return "no";
+  const { version, path, oneSided } = nccl;
+  return `${version} at ${path}, ${
+    oneSided ? "new enough" : "too old"
+  } for nccl-put`;
 }
 
 function reportDevices(found: Diagnosis, terminal: Terminal): void {

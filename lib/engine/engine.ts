@@ -4,11 +4,12 @@ import { checkRate } from "../_check.ts";
 import { DEFAULT_TIMEOUT } from "../cluster/wait.ts";
 import { planMigration } from "../migration/plan.ts";
 import { lowerBoundSeconds, totalTraffic } from "../migration/traffic.ts";
-import { NativeEngine, type TransportName } from "../native/engine.ts";
+import { NativeEngine } from "../native/engine.ts";
+import type { TransportName } from "../native/transport.ts";
 import type { Placement } from "../placement.ts";
 import { compareDigests, type Digests, takeDigests } from "./canary.ts";
 import { PlanMismatchError, RearrangeError } from "./errors.ts";
-import { checkFit, chooseTransport } from "./fit.ts";
+import { checkFit, chooseTransport, optionsFor } from "./fit.ts";
 import {
   layersOf,
   type Move,
@@ -208,7 +209,7 @@ export class Engine implements AsyncDisposable {
 
   /**
    * All that {@linkcode planMove} needs to plan a rearrangement from {@linkcode Engine.placement},
-   * also in another thread; nothing moves yet.
+   * also in another thread; nothing moves yet. What the transport cannot do is left out.
    *
    * @param options Source choice, and how layers are put together.
    * @returns The settings, which are plain data.
@@ -222,7 +223,7 @@ export class Engine implements AsyncDisposable {
       smallBytes: smallBytes ?? SMALL_BYTES,
       maxOpsPerGroup: maxOpsPerGroup ?? MAX_OPS_PER_GROUP,
       stagingCells: this.#staging.cells,
-      ...options,
+      ...optionsFor(this.transport, options),
     };
   }
 

@@ -1,9 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // Whether weights, placement, topology and transport fit each other; asked before
-// anything is connected.
+// anything is connected. And what of a move's options fits the transport.
 
-import type { TransportName } from "../native/engine.ts";
+import {
+  type TransportName,
+  usesNccl,
+  writesDirectly,
+} from "../native/transport.ts";
 import type { ExpertWeights } from "../native/weights.ts";
+import type { MoveOptions } from "./move.ts";
 import type { EngineOptions } from "./options.ts";
 
 /** Refuses options that contradict each other. */
@@ -69,7 +74,7 @@ export function chooseTransport(options: EngineOptions): TransportName {
     : onHost > 0 || options.topology.nodes === 1
     ? "pull"
     : "pull+nccl";
-  if (transport === "pull") return transport;
+  if (!usesNccl(transport)) return transport;
   if (onHost > 0) {
     throw new RangeError(
       `Cannot use transport "${transport}": weights are in host memory, use "pull"`,
@@ -82,4 +87,12 @@ export function chooseTransport(options: EngineOptions): TransportName {
     );
   }
   return transport;
+}
+
+/** A move's options, less what the transport cannot do. */
+export function optionsFor(
+  transport: TransportName,
+  options: MoveOptions,
+): MoveOptions {
+  return writesDirectly(transport) ? options : { ...options, direct: false };
 }

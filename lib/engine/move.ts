@@ -43,7 +43,8 @@ export interface MoveOptions {
    */
   readonly sources?: SourceChoice | undefined;
   /**
-   * Whether slots that nobody reads are written without staging; see {@linkcode directSlots}.
+   * Whether slots that nobody reads are written without staging; see {@linkcode directSlots}. Not
+   * for the transport `nccl-put`, for which {@linkcode Engine.moveSettings} leaves it out.
    *
    * @default {false}
    */

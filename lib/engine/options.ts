@@ -5,8 +5,8 @@ import type { WaitOptions } from "../cluster/wait.ts";
 import type { MigrationCounts, MigrationPlan } from "../migration/plan.ts";
 import type { SourceChoice } from "../migration/sources.ts";
 import type { Traffic } from "../migration/traffic.ts";
-import type { TransportName } from "../native/engine.ts";
 import type { NativeLibrary } from "../native/library.ts";
+import type { TransportName } from "../native/transport.ts";
 import type { ExpertWeights } from "../native/weights.ts";
 import type { Placement } from "../placement.ts";
 import type { Topology } from "../topology.ts";
@@ -35,6 +35,10 @@ export interface EngineOptions {
    * and host that belong to different processes, and uses NCCL between all others. `auto` is
    * `pull+nccl` for GPUs on several nodes of the topology, else `pull`.
    *
+   * `nccl-put` is for the GPUs of one NVLink domain that cannot map each other's memory: in
+   * containers of their own, or on several hosts. Copy engines put experts into the staging memory
+   * of other ranks, with one GPU per rank and NCCL 2.29 or later; no slot is written directly.
+   *
    * @default {"auto"}
    */
   readonly transport?: TransportName | "auto";
@@ -54,15 +58,15 @@ export interface EngineOptions {
   readonly maxCtas?: number;
   /**
    * Tensors of up to this many bytes per expert are moved together: one message of NCCL,
-   * one kernel where GPUs pull.
+   * one kernel where GPUs pull or put.
    *
    * @default {1048576}
    */
   readonly smallBytes?: number;
   /**
-   * Whether GPUs that pull leave all multiprocessors to others, but for small tensors. What they
-   * pull always goes by copy engine; bytes that stay on a GPU go by kernels of 32 thread blocks
-   * otherwise. Between nodes NCCL takes what it takes.
+   * Whether GPUs that pull or put leave all multiprocessors to others, but for small tensors. What
+   * they pull or put always goes by copy engine; bytes that stay on a GPU, also those packed to be
+   * put, go by kernels of 32 thread blocks otherwise. What NCCL sends takes what it takes.
    *
    * @default {false}
    */
@@ -133,7 +137,8 @@ export interface RearrangeOptions extends RateOptions {
   readonly sources?: SourceChoice;
   /**
    * Whether slots that nobody reads, and whose expert lives on elsewhere, are written without
-   * staging; see {@linkcode directSlots}. After a failure such slots are empty.
+   * staging; see {@linkcode directSlots}. After a failure such slots are empty. With the transport
+   * `nccl-put` all are staged nevertheless.
    *
    * @default {false}
    */

@@ -9,25 +9,13 @@ import {
   type RunOutcome,
   runResult,
 } from "./structs.ts";
+import { type TransportName, valueOf } from "./transport.ts";
 import type { ExpertWeights } from "./weights.ts";
-
-/**
- * How bytes move: `pull` maps peers' memory, `nccl` sends and receives, `pull+nccl` does the one
- * between processes of a node and the other elsewhere.
- */
-export type TransportName = "pull" | "nccl" | "pull+nccl";
 
 /** `EPLB_TIMEOUT` */
 const TIMEOUT = -41;
 /** Milliseconds for which a commit may hold the event loop. */
 const COMMIT_HERE = 2;
-
-/** `EPLB_TRANSPORT_*` */
-const TRANSPORTS: Readonly<Record<TransportName, number>> = {
-  pull: 1,
-  nccl: 2,
-  "pull+nccl": 3,
-};
 
 /** What a native engine is made of. */
 export interface NativeEngineOptions {
@@ -89,7 +77,7 @@ export class NativeEngine {
     const config = engineConfig({
       ...options,
       locals: options.ranks.length,
-      transport: TRANSPORTS[options.transport],
+      transport: valueOf(options.transport),
     });
     const status = symbolsOf(library).eplb_engine_create(
       config,

@@ -13,6 +13,9 @@ export const ABI_VERSION = 1;
 const CAPABILITY_CUDA = 1;
 const CAPABILITY_NCCL = 2;
 
+/** The first version of NCCL that has what `nccl-put` needs. */
+const ONE_SIDED_NCCL = 22900;
+
 /** Environment variable that names the library file. */
 export const LIBRARY_VARIABLE = "EPLB_LIBRARY";
 
@@ -28,6 +31,8 @@ export interface NcclInfo {
   readonly version: number;
   /** The file that was opened. */
   readonly path: string;
+  /** Whether it has one-sided transfers, which `nccl-put` needs. */
+  readonly oneSided: boolean;
 }
 
 function environment(name: string): string | undefined {
@@ -235,7 +240,7 @@ export class NativeLibrary {
   }
 
   /**
-   * Opens NCCL at run time, as the `nccl` transport does.
+   * Opens NCCL at run time, as the transports with NCCL do.
    *
    * @param path The NCCL library; default: `EPLB_NCCL_LIBRARY`, then the system's.
    * @returns Its version and file.
@@ -254,6 +259,10 @@ export class NativeLibrary {
       error.capacity,
     );
     check(status, "eplb_nccl_open", error);
-    return { version: version[0]!, path: found.toString() };
+    return {
+      version: version[0]!,
+      path: found.toString(),
+      oneSided: version[0]! >= ONE_SIDED_NCCL,
+    };
   }
 }

@@ -76,7 +76,8 @@ export interface EplbStateOptions {
   readonly layersPerStep?: number;
   /**
    * Whether async moves first empty redundant slots that nobody reads and then write them without
-   * staging; see {@linkcode directSlots}. Tokens go to the other copies meanwhile.
+   * staging; see {@linkcode directSlots}. Tokens go to the other copies meanwhile. The transport
+   * `nccl-put` stages all, and empties none.
    *
    * @default {true for the policies quota and swap}
    */

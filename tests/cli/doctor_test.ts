@@ -6,6 +6,7 @@ import {
 } from "@std/assert";
 import { dirname, fromFileUrl, join } from "@std/path";
 import meta from "../../deno.json" with { type: "json" };
+import { describeNccl } from "../../lib/cli/doctor.ts";
 import { librarySearchPath } from "../../lib/native/library.ts";
 import { library } from "../_native.ts";
 import { documentOf, type Outcome, run, runProcess } from "./_run.ts";
@@ -59,6 +60,25 @@ Deno.test("doctor prints a table and advice for people", async () => {
   assertMatch(stdout, new RegExp(`^library +${library.path}$`, "m"));
   if (library.devices().devices.length === 0) {
     assertMatch(stdout, /^- .*GPU/m);
+  }
+});
+
+Deno.test("doctor says whether NCCL is new enough for nccl-put", () => {
+  const path = "/lib/libnccl.so.2";
+  for (
+    const [nccl, expected] of [
+      [null, "no"],
+      [
+        { version: 22907, path, oneSided: true },
+        "22907 at /lib/libnccl.so.2, new enough for nccl-put",
+      ],
+      [
+        { version: 22803, path, oneSided: false },
+        "22803 at /lib/libnccl.so.2, too old for nccl-put",
+      ],
+    ] as const
+  ) {
+    assertEquals(describeNccl(nccl), expected);
   }
 });
 

@@ -43,6 +43,15 @@ for (
       message: "--transport pull+nccl moves GPU memory, and --device is host",
     },
     {
+      args: ["--transport", "nccl-put", "--device", "host"],
+      message: "--transport nccl-put moves GPU memory, and --device is host",
+    },
+    {
+      args: ["--transport", "rdma"],
+      message: "--transport must be one of auto, pull, nccl, pull+nccl, " +
+        'nccl-put: it is "rdma"',
+    },
+    {
       args: ["--shape", "tiny", "--weights", MIXTRAL],
       message: "--shape cannot be combined with --weights",
     },

@@ -122,6 +122,12 @@ for (
         "--transport pull+nccl needs a GPU for each of 3 ranks: rank 2 has " +
         "none of its own",
     },
+    {
+      args: ["--ranks", "3", "--transport", "nccl-put"],
+      message:
+        "--transport nccl-put needs a GPU for each of 3 ranks: rank 2 has " +
+        "none of its own",
+    },
   ]
 ) {
   Deno.test(`chooseWorld() refuses ${args.join(" ")} on two GPUs`, async () => {

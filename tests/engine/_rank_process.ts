@@ -4,8 +4,8 @@
 
 import { rankIdentity } from "../../lib/cluster/identity.ts";
 import { StoreClient } from "../../lib/cluster/store_client.ts";
-import type { TransportName } from "../../lib/native/engine.ts";
 import { NativeLibrary } from "../../lib/native/library.ts";
+import type { TransportName } from "../../lib/native/transport.ts";
 import { ExpertWeights } from "../../lib/native/weights.ts";
 import { Placement } from "../../lib/placement.ts";
 import { Engine } from "../../lib/engine/engine.ts";

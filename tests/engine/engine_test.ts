@@ -77,6 +77,7 @@ Deno.test("connect() refuses weights, placement and topology that do not fit", a
     ],
     [{ transport: "nccl" }, "weights are in host memory"],
     [{ transport: "pull+nccl" }, "weights are in host memory"],
+    [{ transport: "nccl-put" }, "weights are in host memory"],
     [{ staging: { bytes: 100 } }, "staging has 100 bytes"],
     [{ timeout: 0 }, "Cannot wait 0 ms"],
   ];

@@ -7,15 +7,16 @@ import {
   assertStringIncludes,
 } from "@std/assert";
 import { StoreServer } from "../../lib/cluster/store_server.ts";
-import type { TransportName } from "../../lib/native/engine.ts";
+import type { TransportName } from "../../lib/native/transport.ts";
 import { ExpertWeights } from "../../lib/native/weights.ts";
 import { Placement, type PlacementShape } from "../../lib/placement.ts";
 import { Engine } from "../../lib/engine/engine.ts";
 import { RearrangeError } from "../../lib/engine/errors.ts";
+import { planMove } from "../../lib/engine/move.ts";
 import { Topology } from "../../lib/topology.ts";
 import { ExpertLayout } from "../../lib/weights/layout.ts";
 import { columnsOf } from "../_columns.ts";
-import { library } from "../_native.ts";
+import { hasOneSidedNccl, library } from "../_native.ts";
 import { startRanks } from "./_job.ts";
 import type { RankReport, RankTask } from "./_rank_process.ts";
 
@@ -50,6 +51,11 @@ const eight: World = {
   ranks: 8,
   nodes: 1,
   ignore: gpus < 1,
+};
+const put: World = {
+  ...nccl,
+  transport: "nccl-put",
+  ignore: gpus < 2 || !hasOneSidedNccl(),
 };
 /** With one node everything is pulled, with a node per rank everything is sent. */
 const near: World = { ...nccl, transport: "pull+nccl" };
@@ -172,6 +178,18 @@ for (
     { name: "nothing small", world: mixed, smallBytes: 0 },
     { name: "everything small", world: mixed, smallBytes: 1 << 20 },
     { name: "copy engine only", world: mixed, copyEngineOnly: true },
+    { name: "defaults", world: put },
+    { name: "one staging set", world: put, staging: { sets: 1 } },
+    { name: "groups of few operations", world: put, maxOpsPerGroup: 4 },
+    { name: "nothing small", world: put, smallBytes: 0 },
+    { name: "everything small", world: put, smallBytes: 1 << 20 },
+    { name: "copy engine only", world: put, copyEngineOnly: true },
+    {
+      name: "copy engine only, nothing small",
+      world: put,
+      copyEngineOnly: true,
+      smallBytes: 0,
+    },
   ] as const
 ) {
   Deno.test({
@@ -250,7 +268,7 @@ async function attempt(
 /** The golden ratio's multiples: parts of 1 that spread evenly, however many there are. */
 const GOLDEN = 0.618;
 
-for (const world of [nccl, pull, eight, near, mixed]) {
+for (const world of [nccl, pull, eight, near, mixed, put]) {
   Deno.test({
     name: `a rearrangement takes the time that maxRate asks for: ${
       describe(world)
@@ -283,7 +301,7 @@ for (const world of [nccl, pull, eight, near, mixed]) {
   });
 }
 
-for (const world of [nccl, pull, eight]) {
+for (const world of [nccl, pull, eight, put]) {
   Deno.test({
     name: `an aborted rearrangement keeps weights and maps equal: ${
       describe(world)
@@ -358,12 +376,12 @@ Deno.test({
 });
 
 Deno.test({
-  name: "nccl, pull+nccl: two ranks on one GPU are refused",
+  name: "nccl, pull+nccl, nccl-put: two ranks on one GPU are refused",
   ignore: pull.ignore,
   fn: async () => {
     const start = Placement.contiguous({ ...shapeOf(pull), ranks: 2 });
     const weights = await fill(start, () => 0);
-    for (const transport of ["nccl", "pull+nccl"] as const) {
+    for (const transport of ["nccl", "pull+nccl", "nccl-put"] as const) {
       await assertRejects(
         () =>
           Engine.connect({
@@ -377,6 +395,38 @@ Deno.test({
         "two ranks share a GPU",
       );
     }
+    weights.forEach((one) => one.close());
+  },
+});
+
+Deno.test({
+  name: "nccl-put stages also what could be written directly",
+  ignore: put.ignore,
+  fn: async () => {
+    const { transport, ranks } = put;
+    const shape = shapeOf(put);
+    const start = Placement.contiguous(shape);
+    const weights = await fill(start, onGpu);
+    await using engine = await Engine.connect({
+      library,
+      weights,
+      placement: start,
+      topology: Topology.uniform({ ranks, nodes: 1 }),
+      transport,
+    });
+    for (let seed = 1; seed <= 10; seed++) {
+      const to = Placement.random({ ...shape, seed });
+      const settings = engine.moveSettings({ direct: true });
+      const move = planMove(engine.placement, to, settings);
+      assertEquals(move.drained, move.from);
+      const { verified } = await engine.rearrange(to, {
+        direct: true,
+        verify: true,
+      });
+      assertEquals(verified, true);
+    }
+    await assertHolds(weights, engine.placement);
+    await engine.close();
     weights.forEach((one) => one.close());
   },
 });
@@ -411,7 +461,7 @@ async function runAll(
   return await Promise.all(ranks.map(({ report }) => report));
 }
 
-for (const world of [nccl, pull, eight, near, far, mixed]) {
+for (const world of [nccl, pull, eight, near, far, mixed, put]) {
   Deno.test({
     name: `one process per rank: ${describe(world)}`,
     ignore: world.ignore,
@@ -424,7 +474,7 @@ for (const world of [nccl, pull, eight, near, far, mixed]) {
   });
 }
 
-for (const world of [nccl, pull, near, mixed]) {
+for (const world of [nccl, pull, near, mixed, put]) {
   Deno.test({
     name:
       `kill -9 of a rank gives the others an error that names it, and loses nothing: ${

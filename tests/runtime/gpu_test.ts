@@ -1,7 +1,7 @@
 // EplbState on GPUs: weights and maps there, in one process.
 
 import { assert, assertEquals } from "@std/assert";
-import type { TransportName } from "../../lib/native/engine.ts";
+import type { TransportName } from "../../lib/native/transport.ts";
 import { ExpertWeights } from "../../lib/native/weights.ts";
 import { Placement } from "../../lib/placement.ts";
 import { SeededRandom } from "../../lib/random.ts";
@@ -10,7 +10,7 @@ import { EplbState } from "../../lib/runtime/state.ts";
 import { Topology } from "../../lib/topology.ts";
 import { ExpertLayout } from "../../lib/weights/layout.ts";
 import { columnsOf } from "../_columns.ts";
-import { library } from "../_native.ts";
+import { hasOneSidedNccl, library } from "../_native.ts";
 import { breathe, ofType } from "./_serving.ts";
 
 const gpus = library.devices().devices.length;
@@ -100,6 +100,12 @@ const cases: Case[] = [
     ranks: gpus - gpus % 2,
     nodes: 2,
     ignore: gpus < 2,
+  },
+  {
+    transport: "nccl-put",
+    ranks: gpus,
+    nodes: 1,
+    ignore: gpus < 2 || !hasOneSidedNccl(),
   },
 ];
 

@@ -84,7 +84,6 @@ PutMover::PutMover(const MoverConfig& config, const NcclIdBlob& id,
   task_.half_bytes = own_.outbox.bytes() / 2;
   task_.gather_by_engine = config.copy_engine_only;
   staging_bytes = own_.landing.bytes() + own_.outbox.bytes();
-  copy_blocks_ = kCopyBlocksBesidePulls;
   join(id);
   guarded([&] { open(); });
 }
@@ -121,6 +120,7 @@ void PutMover::lower(const std::vector<RankBatch>& batches, bool held) {
   task_.commit_by_engine = config_.copy_engine_only && !held;
   schedule_ = make_put_schedule(batches, exchange(landings, batches.size()), task_);
   own_.pieces.assign(std::move(schedule_.kernel_pieces), std::move(schedule_.engine_pieces));
+  for (const uint32_t burst : {0u, 1u}) pack_burst(burst);
 }
 
 // Tells all ranks where experts land here, and learns where theirs do. The fence says that what has
@@ -185,17 +185,26 @@ void PutMover::pack(size_t batch) {
   }
 }
 
+// The burst after the ones that are put is packed meanwhile, be it of the next batch: slots keep
+// what they have until their own batch is committed.
 void PutMover::transfer(size_t batch, const char* what) {
-  for (const Burst& burst : schedule_.batches[batch].bursts) {
-    own_.packing.wait(own_.sent[burst.half]);
-    own_.pieces.copy(burst.pack, own_.packing, copy_blocks_);
-    own_.packed[burst.half].record(own_.packing);
-    own_.transfer.wait(own_.packed[burst.half]);
+  const IndexRange& bursts = schedule_.batches[batch].bursts;
+  for (uint32_t burst = bursts.first; burst != bursts.last; ++burst) {
+    const IndexRange& range = schedule_.bursts[burst].puts;
     const Put* puts = schedule_.puts.data();
-    communicator().put(puts + burst.puts.first, puts + burst.puts.last, window_, own_.transfer,
-                       what);
-    own_.sent[burst.half].record(own_.transfer);
+    own_.transfer.wait(own_.packed[burst % 2]);
+    communicator().put(puts + range.first, puts + range.last, window_, own_.transfer, what);
+    own_.sent[burst % 2].record(own_.transfer);
+    pack_burst(burst + 2);
   }
+}
+
+// Once the burst before the last is on its way, and the half of the outbox is free again.
+void PutMover::pack_burst(uint32_t burst) {
+  if (burst >= schedule_.bursts.size()) return;
+  own_.packing.wait(own_.sent[burst % 2]);
+  own_.pieces.copy(schedule_.bursts[burst].pack, own_.packing, copy_blocks_);
+  own_.packed[burst % 2].record(own_.packing);
 }
 
 void PutMover::abort_others() noexcept {

@@ -4,7 +4,7 @@
 //
 // Streams of one rank beside those of nccl_mover.h; time goes from left to right:
 //
-//   pack       pack 0  pack 1
+//   pack       pack 0  pack 1    pack 2
 //   transfer          puts 0 · fence 0 · puts 1 · fence 1
 //   rooms                                    room 0
 //
@@ -47,6 +47,7 @@ class PutMover : public NcclMover {
   void transfer(size_t batch, const char* what) override;
   void abort_others() noexcept override;
   bool is_free(size_t batch);
+  void pack_burst(uint32_t burst);
 
   PutResources& own_;
   std::unique_ptr<NcclCommunicator> rooms_;

@@ -41,12 +41,14 @@ class BatchBuilder {
         schedule_(*schedule) {}
 
   void build() {
+    result_.bursts.first = burst_count();
     const auto sends = by_peer(batch_, EPLB_OP_SEND, task_.world);
     for (int32_t step = 1; step < task_.world; ++step) {
       const int32_t peer = (task_.rank + step) % task_.world;
       put_all(sends[peer], peer);
     }
     close_burst();
+    result_.bursts.last = burst_count();
     place_cells();
     add_copies();
     for (const RankBatch::Commit& change : batch_.commits) add_commit(change);
@@ -72,7 +74,7 @@ class BatchBuilder {
   }
 
   void put_expert(const Operation& operation, int32_t peer, uint64_t offset) {
-    const uint64_t place = task_.outbox + half() * task_.half_bytes + used_;
+    const uint64_t place = task_.outbox + burst_count() % 2 * task_.half_bytes + used_;
     for (int32_t tensor = 0; tensor < weights_.tensors; ++tensor) {
       add({place + layout_.offset[tensor], weights_.at(operation.layer, tensor, operation.slot),
            weights_.tensor_bytes[tensor]},
@@ -88,21 +90,19 @@ class BatchBuilder {
     }
   }
 
-  uint32_t half() const { return schedule_.bursts % 2; }
+  uint32_t burst_count() const { return static_cast<uint32_t>(schedule_.bursts.size()); }
 
   void close_burst() {
     if (puts_.empty()) return;
     Burst burst;
-    burst.half = half();
     burst.pack = append(pack_, &schedule_);
     burst.puts.first = static_cast<uint32_t>(schedule_.puts.size());
     schedule_.puts.insert(schedule_.puts.end(), puts_.begin(), puts_.end());
     burst.puts.last = static_cast<uint32_t>(schedule_.puts.size());
-    result_.bursts.push_back(burst);
+    schedule_.bursts.push_back(burst);
     pack_ = {};
     puts_.clear();
     used_ = 0;
-    ++schedule_.bursts;
   }
 
   // Cells are numbered by operation; where they are in the set goes by sender, copies last.

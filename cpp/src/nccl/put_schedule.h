@@ -48,21 +48,20 @@ struct Put {
   uint64_t bytes;
 };
 
-// What half `half` of the outbox holds for once.
+// What one half of the outbox holds for once; bursts take turns with the halves.
 struct Burst {
-  uint32_t half = 0;
   Copies pack;      // slots -> outbox
   IndexRange puts;  // outbox -> landing zones, one NCCL group
 };
 
 struct PutBatch : NcclBatch {
-  std::vector<Burst> bursts;
+  IndexRange bursts;
 };
 
 struct PutSchedule {
   std::vector<Piece> kernel_pieces, engine_pieces;
   std::vector<Put> puts;
-  uint32_t bursts = 0;  // of all batches; they take turns with the halves
+  std::vector<Burst> bursts;
   std::vector<PutBatch> batches;
 };
 

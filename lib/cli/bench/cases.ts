@@ -1,9 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // The rearrangements that `bench` times: real shapes, every transport.
 
+import { type TransportName, usesNccl } from "../../native/transport.ts";
+import { UsageError } from "../command.ts";
+
 /** One way to move bytes. */
 export interface Mover {
   readonly name: string;
+  readonly transport: TransportName;
   readonly args: readonly string[];
 }
 
@@ -19,23 +23,37 @@ export interface Model {
  */
 const NCCL_BEST = ["--max-ctas", "48", "--small-bytes", "64MiB"];
 
+/** Ends the name of a way without kernels; "-ce" is short for it. */
+const COPY_ENGINE_ONLY = ", copy engine only";
+
+function mover(
+  transport: TransportName,
+  more: readonly string[] = [],
+): Mover {
+  const args = ["--transport", transport, ...more];
+  return { name: transport, transport, args };
+}
+
+function byCopyEngine(transport: TransportName): Mover {
+  const name = `${transport}${COPY_ENGINE_ONLY}`;
+  return { ...mover(transport, ["--copy-engine-only"]), name };
+}
+
 /** Ways to move GPU memory inside one node. */
-export const GPU_MOVERS: readonly Mover[] = [
-  { name: "pull", args: ["--transport", "pull"] },
-  {
-    name: "pull, copy engine only",
-    args: ["--transport", "pull", "--copy-engine-only"],
-  },
-  {
-    name: "nccl",
-    args: ["--transport", "nccl", ...NCCL_BEST],
-  },
+const GPU_MOVERS: readonly Mover[] = [
+  mover("pull"),
+  byCopyEngine("pull"),
+  mover("nccl", NCCL_BEST),
+];
+
+/** Ways that most machines' NCCL is too old for: measured only when asked for. */
+const MORE_GPU_MOVERS: readonly Mover[] = [
+  mover("nccl-put"),
+  byCopyEngine("nccl-put"),
 ];
 
 /** The way to move host memory. */
-export const HOST_MOVERS: readonly Mover[] = [
-  { name: "pull", args: ["--transport", "pull"] },
-];
+const HOST_MOVERS: readonly Mover[] = [mover("pull")];
 
 function model(
   shape: string,
@@ -58,7 +76,7 @@ function model(
 }
 
 /** Models on GPUs, in their real shapes. */
-export const GPU_MODELS: readonly Model[] = [
+const GPU_MODELS: readonly Model[] = [
   model("deepseek-r1", { layers: 58, slots: 9, experts: (ranks) => 8 * ranks }),
   model("qwen3-235b", { layers: 94, slots: 9, experts: (ranks) => 8 * ranks }),
   model("mixtral-8x7b", { layers: 32, slots: 5, experts: () => 8 }),
@@ -72,7 +90,7 @@ export const GPU_MODELS: readonly Model[] = [
 ];
 
 /** The same on host memory, small enough for a laptop. */
-export const HOST_MODELS: readonly Model[] = [
+const HOST_MODELS: readonly Model[] = [
   model("deepseek-r1", {
     layers: 8,
     slots: 9,
@@ -85,3 +103,46 @@ export const HOST_MODELS: readonly Model[] = [
     experts: (ranks) => 14 * ranks,
   }),
 ];
+
+/** The models of these names, separated by commas; all without names. */
+export function modelsFor(
+  names: string | undefined,
+  device: "host" | "cuda",
+): readonly Model[] {
+  const all = device === "cuda" ? GPU_MODELS : HOST_MODELS;
+  return names === undefined ? all : chosen(names, all);
+}
+
+/** The ways of these names, the usual ones without names; only those that so many ranks can use. */
+export function moversFor(
+  names: string | undefined,
+  options: {
+    readonly device: "host" | "cuda";
+    readonly ranks: number;
+    readonly gpus: number;
+  },
+): readonly Mover[] {
+  const { device, ranks, gpus } = options;
+  const usual = device === "cuda" ? GPU_MOVERS : HOST_MOVERS;
+  const more = device === "cuda" ? MORE_GPU_MOVERS : [];
+  const movers = names === undefined
+    ? usual
+    : chosen(names, [...usual, ...more]);
+  // NCCL needs a GPU for each rank.
+  return movers.filter(({ transport }) =>
+    !usesNccl(transport) || ranks <= gpus
+  );
+}
+
+function chosen<T extends { readonly name: string }>(
+  names: string,
+  all: readonly T[],
+): readonly T[] {
+  return names.split(",").map((name) => {
+    const full = name.trim().replace(/-ce$/, COPY_ENGINE_ONLY);
+    const found = all.find((one) => one.name === full);
+    if (found !== undefined) return found;
+    const list = all.map((one) => one.name).join("; ");
+    throw new UsageError(`"${name}" is not one of: ${list}`);
+  });
+}

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // The options of `eplb rearrange`.
 
+import { TRANSPORT_NAMES, type TransportName } from "../../native/transport.ts";
 import type { FlagGroup } from "../command.ts";
+import type { Flags } from "../flags.ts";
 
 /** More than any memory has, in GB/s. */
 export const MOST_RATE = 1_000_000;
@@ -33,11 +35,13 @@ const RANKS: FlagGroup = {
     },
     {
       name: "transport",
-      value: "auto|pull|nccl|pull+nccl",
+      value: "NAME",
       type: "text",
-      choices: ["auto", "pull", "nccl", "pull+nccl"],
+      choices: ["auto", ...TRANSPORT_NAMES],
       help:
-        "how bytes move; pull+nccl: pull between processes of a node, NCCL else; auto: that for GPUs on several nodes, else pull",
+        "how bytes move: pull, nccl, pull+nccl (pull between processes of a node, NCCL else), " +
+        "nccl-put (by copy engine inside one NVLink domain, also between containers and hosts) " +
+        "or auto (default: pull+nccl for GPUs on several nodes, else pull)",
     },
     {
       name: "processes",
@@ -184,7 +188,7 @@ const MOVING: FlagGroup = {
       name: "copy-engine-only",
       type: "switch",
       help:
-        "GPUs pull without multiprocessors, but for small tensors (default: kernels copy inside a GPU)",
+        "GPUs pull or put without multiprocessors, but for small tensors (default: kernels copy inside a GPU)",
     },
     {
       name: "max-rate",
@@ -242,3 +246,8 @@ export const REARRANGE_FLAGS: readonly FlagGroup[] = [
   MAPS,
   MOVING,
 ];
+
+/** How bytes shall move. */
+export function transportOf(flags: Flags): TransportName | "auto" {
+  return (flags.text("transport") ?? "auto") as TransportName | "auto";
+}

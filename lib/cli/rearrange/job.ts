@@ -3,8 +3,8 @@
 
 import { join } from "@std/path";
 import type { Cluster } from "../../cluster/cluster.ts";
-import type { TransportName } from "../../native/engine.ts";
 import type { NativeLibrary } from "../../native/library.ts";
+import type { TransportName } from "../../native/transport.ts";
 import { ExpertWeights } from "../../native/weights.ts";
 import type { Placement, PlacementShape } from "../../placement.ts";
 import { saveExperts } from "../../engine/checkpoint.ts";

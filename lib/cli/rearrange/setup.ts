@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // From the command line to a job: sizes, maps, devices; nothing is allocated yet.
 
-import type { TransportName } from "../../native/engine.ts";
 import { NativeLibrary } from "../../native/library.ts";
 import type { PlacementShape } from "../../placement.ts";
 import { formatBytes } from "../../report/table.ts";
 import { UsageError } from "../command.ts";
 import type { Flags } from "../flags.ts";
+import { transportOf } from "./flags.ts";
 import type { Job } from "./job.ts";
 import { readLoad } from "./load.ts";
 import { type MapChoice, type MapFile, placementOf, readMap } from "./maps.ts";
@@ -51,7 +51,7 @@ export async function setUp(flags: Flags, member?: Member): Promise<Job> {
       from: start,
       to: (repetition) =>
         repetition === 0 ? target : placementOf(to, { ...options, repetition }),
-      transport: (flags.text("transport") ?? "auto") as TransportName | "auto",
+      transport: transportOf(flags),
       sources: (flags.text("sources") ?? "balanced") as "balanced" | "chunked",
       staging: staging(flags),
       maxOpsPerGroup: flags.number("max-ops"),

@@ -4,9 +4,11 @@
 import type { Cluster } from "../../cluster/cluster.ts";
 import type { RankIdentity } from "../../cluster/identity.ts";
 import type { DeviceInfo } from "../../native/structs.ts";
+import { usesNccl } from "../../native/transport.ts";
 import { type LinkRates, Topology } from "../../topology.ts";
 import { fromOptions, UsageError } from "../command.ts";
 import type { Flags } from "../flags.ts";
+import { transportOf } from "./flags.ts";
 
 /** Ranks when there are no GPUs to count. */
 const DEFAULT_RANKS = 8;
@@ -111,20 +113,20 @@ function chooseDevice(
 ): "host" | "cuda" {
   const { seats, reason } = options;
   const device = flags.text("device") ?? "auto";
-  const transport = flags.text("transport") ?? "auto";
+  const transport = transportOf(flags);
   const without = firstWithoutGpu(seats);
   const lack = `a GPU for each of ${seats.length} ranks: rank ${without} ` +
     `has none of its own${reason === "" ? "" : ` (${reason})`}`;
   // Ranks that only pull may share GPUs.
-  const usesNccl = transport === "nccl" || transport === "pull+nccl";
-  const enough = usesNccl ? without < 0 : seats.every(({ gpu }) => gpu !== "");
+  const nccl = transport !== "auto" && usesNccl(transport);
+  const enough = nccl ? without < 0 : seats.every(({ gpu }) => gpu !== "");
   if (device === "cuda" && !enough) {
     throw new UsageError(`--device cuda needs ${lack}`);
   }
   const chosen = device === "cuda" || (device === "auto" && without < 0)
     ? "cuda"
     : "host";
-  if (usesNccl && chosen === "host") {
+  if (nccl && chosen === "host") {
     throw new UsageError(
       device === "host"
         ? `--transport ${transport} moves GPU memory, and --device is host`
