@@ -19,6 +19,8 @@ constexpr std::chrono::microseconds kEager{50};
 constexpr uint64_t kHalfBytes = uint64_t{256} << 20;
 // What NCCL maps memory in.
 constexpr uint64_t kWindowAlignment = 4096;
+// Of the put with which a communicator begins.
+constexpr uint64_t kFirstBytes = 16;
 
 uint64_t align(uint64_t bytes) {
   return (bytes + kWindowAlignment - 1) / kWindowAlignment * kWindowAlignment;
@@ -106,6 +108,10 @@ void PutMover::open() {
                 config_.rank);
   }
   rooms_ = communicator().split(what);
+  // NCCL prepares for puts at a communicator's first one, and waits for all ranks then; some may
+  // have nothing to put for long.
+  const Put first = {(config_.rank + 1) % config_.world, own_.outbox.address(), 0, kFirstBytes};
+  communicator().put(&first, &first + (config_.world > 1 ? 1 : 0), window_, own_.transfer, what);
   own_.fences.raise(0, communicator(), own_.transfer, what);
   own_.rooms.raise(0, *rooms_, own_.room, what);
   await_fence(0, what);
