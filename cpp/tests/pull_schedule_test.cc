@@ -25,6 +25,7 @@ struct Plan {
   StagingPlan staging;
   bool copy_engine_only = false;
   uint32_t ranks_per_gpu = 1;
+  bool push_by_kernel = false;
 };
 
 // Weights of all ranks, [layer][tensor][slot], and what the ranks make of a program.
@@ -87,6 +88,7 @@ struct World {
     task.peers = &peers;
     task.staging = plan.staging;
     task.gather_by_engine = task.commit_by_engine = plan.copy_engine_only;
+    task.push_by_kernel = plan.push_by_kernel;
     schedules.push_back(make_pull_schedule(programs[rank], rings[rank], task));
   }
 
@@ -168,7 +170,8 @@ TEST("make_pull_schedule() puts every expert where the naive model puts it") {
           const Plan plan = {
               {1 + static_cast<uint32_t>(random() % shape.slots), 1 + i % 3, small_bytes},
               i / 2 % 2 == 0,
-              1 + i / 4 % 3};
+              1 + i / 4 % 3,
+              i / 12 == 1};
           ranks::Script script = ranks::random_script(shape, world, plan.staging.cells, random);
           if (i % 2 == 1) make_direct(&script, random);
           const World all(script, plan, random);
@@ -198,7 +201,7 @@ ranks::Script one_of_each() {
   return script;
 }
 
-TEST("make_pull_schedule() leaves large tensors of other GPUs to the copy engine, always") {
+TEST("make_pull_schedule() leaves large tensors of other GPUs to the copy engine") {
   std::mt19937_64 random(2);
   for (const bool copy_engine_only : {false, true}) {
     const World far(one_of_each(), {{4, 1, 16}, copy_engine_only, 1}, random);
@@ -223,6 +226,16 @@ TEST("make_pull_schedule() leaves large tensors of other GPUs to the copy engine
     CHECK_EQ(size(neighbour.gather.kernel), copy_engine_only ? 1u : 2u);
     CHECK_EQ(near.schedules[0].batches[0].bytes_in, 4112u);
   }
+}
+
+TEST("make_pull_schedule() pushes to several GPUs with the kernel, where it is asked to") {
+  std::mt19937_64 random(3);
+  const World all(one_of_each(), {{4, 1, 16}, false, 1, true}, random);
+  const PullBatch& sender = all.schedules[1].batches[0];
+  CHECK_EQ(sender.push.size(), 1u);  // rank 0's staging memory has to be free
+  CHECK_EQ(size(sender.push[0].pieces), 0u);
+  CHECK_EQ(size(sender.gather.kernel), 2u);
+  CHECK(all.schedules[1].engine_pieces.empty());
 }
 
 TEST("make_pull_schedule() stages direct operations into their slots, and commits nothing") {

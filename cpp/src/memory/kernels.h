@@ -19,10 +19,11 @@ namespace eplb {
 // The unit in which blocks share work: small, so that they finish together, yet many vector loads.
 constexpr uint64_t kChunkBytes = 32 * 1024;
 
-// Launch geometry of copies. They run beside NCCL's kernels, which need multiprocessors of their
-// own to keep the link busy: 64 blocks occupy under half of a data-center GPU, and have 64 blocks x
+// Launch geometry of copies. 64 blocks occupy under half of a data-center GPU, and have 64 blocks x
 // 512 threads x 8 loads x 16 bytes = 4 MiB in flight, more than latency x bandwidth of its memory
-// (about 3 MiB). A parameter of launch_copy(), so that it can be measured.
+// (about 3 MiB). More would take multiprocessors from NCCL's kernels, where they run beside these;
+// and where these write to other GPUs themselves, four H200s get 303 GB/s each with 64 blocks, 280
+// with 32 and 271 with all 132. A parameter of launch_copy(), so that it can be measured.
 constexpr uint32_t kCopyBlocks = 64;
 // For copies that have the device to themselves: a block for each of its multiprocessors.
 uint32_t all_blocks(int32_t ordinal);

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <map>
 #include <mutex>
+#include <set>
 #include <utility>
 
 #include "memory/cuda_check.h"
@@ -221,11 +222,14 @@ std::shared_ptr<const GpuPeers> map_gpu_peers(const std::vector<RankBlob>& blobs
                                               const std::vector<WeightsView>& locals, int32_t own) {
   use_device(blobs[own].fixed.ordinal);
   auto peers = std::make_shared<GpuPeers>();
+  std::set<std::string> others;
   for (const RankBlob& peer : blobs) {
-    peers->ranks.push_back(are_neighbors(blobs[own], peer)
-                               ? reach(blobs[own], peer, locals[peer.fixed.rank], peers.get())
-                               : PullPeer());
+    PullPeer& reached = peers->ranks.emplace_back();
+    if (!are_neighbors(blobs[own], peer)) continue;
+    reached = reach(blobs[own], peer, locals[peer.fixed.rank], peers.get());
+    if (!reached.same_gpu) others.insert(peer.fixed.gpu);
   }
+  peers->other_gpus = others.size();
   return peers;
 }
 

@@ -34,6 +34,7 @@ std::vector<GpuAllocation> export_gpu_memory(const WeightsView& weights, int32_t
 // The memory of ranks that this one reaches as one GPU of this process sees it.
 struct GpuPeers {
   std::vector<PullPeer> ranks;  // [world]; without addresses where a rank is no neighbor
+  size_t other_gpus = 0;        // that these ranks are on
   std::vector<std::shared_ptr<const void>> mappings;
 };
 

@@ -17,9 +17,9 @@
 namespace eplb {
 namespace {
 
-// Streams with pushes to other ranks: a copy engine's start and end leave gaps that another's
-// copies fill. Four H200s that write to each other all at once bring 312 GB/s into each with one
-// lane, 384 with three.
+// Streams with pushes to other ranks: a copy's start and end leave gaps that another's bytes fill.
+// Four H200s that write as much to each other bring 312 GB/s into each with one lane, 384 with
+// three.
 constexpr uint32_t kMostLanes = 8;
 
 constexpr std::chrono::microseconds kEager{50};
@@ -73,7 +73,9 @@ class GpuPullMover : public Mover {
     task.staging = config_.staging;
     task.gather_by_engine = config_.copy_engine_only;
     task.commit_by_engine = config_.copy_engine_only && !held;
-    commit_blocks_ = held ? all_blocks(ordinal()) : kCopyBlocksBesidePulls;
+    task.push_by_kernel = !config_.copy_engine_only && peers_->other_gpus > 1;
+    copy_blocks_ = task.push_by_kernel ? kCopyBlocks : kCopyBlocksBesidePulls;
+    commit_blocks_ = held ? all_blocks(ordinal()) : copy_blocks_;
     schedule_ = make_pull_schedule(batches, ring, task);
     gpu_->pieces.assign(std::move(schedule_.kernel_pieces), std::move(schedule_.engine_pieces));
   }
@@ -108,7 +110,7 @@ class GpuPullMover : public Mover {
     own.pulled.record(gpu_->pull);
     // Of the batches that had these cells before; commits are done in order.
     if (after_[batch] > 0) gpu_->gather.wait(events(after_[batch] - 1).committed);
-    gpu_->pieces.copy(plan.gather, gpu_->gather, kCopyBlocksBesidePulls);
+    gpu_->pieces.copy(plan.gather, gpu_->gather, copy_blocks_);
     own.gathered.record(gpu_->gather);
     bytes_in += plan.bytes_in;
     bytes_out += plan.bytes_out;
@@ -279,7 +281,7 @@ class GpuPullMover : public Mover {
   std::unique_ptr<Resources> gpu_;
   PullSchedule schedule_;
   std::vector<uint32_t> after_;  // of this rank's ring
-  uint32_t epoch_ = 0, finished_ = 0, commit_blocks_ = 0;
+  uint32_t epoch_ = 0, finished_ = 0, copy_blocks_ = 0, commit_blocks_ = 0;
   size_t staged_ = 0, announced_ = 0, begun_ = 0, landed_ = 0;  // batches of this run
 };
 

@@ -106,7 +106,8 @@ class BatchBuilder {
       const PullPeer& peer = (*task_.peers)[rank];
       std::vector<Piece> pieces;
       for (int32_t tensor = 0; tensor < own_.tensors; ++tensor) {
-        std::vector<Piece>* list = list_for(tensor, peer, &pieces, local);
+        std::vector<Piece>* list =
+            list_for(tensor, peer, task_.push_by_kernel ? &local->kernel : &pieces, local);
         const Operation* before = nullptr;
         for (const auto& [operation, cell] : groups[distance]) {
           const uint64_t source = own_.at(operation->layer, tensor, operation->slot);

@@ -19,7 +19,10 @@
 // What is direct takes no commit: pull and gather put it into its slot, also from inside the rank.
 //
 // A rank pushes to the next rank first, then to the one after it, and so on round the world, each
-// in a lane of its own: if all do, no rank gets what several send at once.
+// in a lane of its own: if all do, no rank gets what several send at once. But a GPU's copy engines
+// send to one other GPU after the other, whatever the streams, so that ranks wait for each other
+// where one sends more than another: among several other GPUs, a kernel that writes to all of them
+// at once is faster, if it may take multiprocessors.
 //
 // A small tensor is not worth a copy engine's start: all of a batch go with one launch of the copy
 // kernel, which reaches other GPUs' memory where it is. Large ones of gather and commit go with
@@ -54,13 +57,15 @@ struct PullTask {
   StagingPlan staging;
   // Who copies large tensors inside the GPU: its copy engines, or else the copy kernel.
   bool gather_by_engine = false, commit_by_engine = false;
+  // Whether that kernel also writes them into other GPUs.
+  bool push_by_kernel = false;
 };
 
 // To one rank.
 struct Push {
   int32_t peer;
   uint32_t lane;      // 0 for the next rank, and so on round the world
-  IndexRange pieces;  // of engine_pieces; what is small, or on the same GPU, is part of gather
+  IndexRange pieces;  // of engine_pieces; what kernels copy, or stays on the GPU, is part of gather
 };
 
 struct PullBatch {
