@@ -64,9 +64,11 @@ export interface EngineOptions {
    */
   readonly smallBytes?: number;
   /**
-   * Whether GPUs that pull or put leave all multiprocessors to others, but for small tensors. What
-   * they pull or put always goes by copy engine; bytes that stay on a GPU, also those packed to be
-   * put, go by kernels of 32 thread blocks otherwise. What NCCL sends takes what it takes.
+   * Whether GPUs that pull or put leave all multiprocessors to others, but for small tensors: all
+   * goes by copy engine then. Otherwise bytes that stay on a GPU, also those packed to be put, go by
+   * kernels of 32 or 64 thread blocks; and so do bytes for other GPUs with `pull` where there are
+   * three and more, as copy engines send to one after the other. What NCCL sends takes what it
+   * takes. For moves beside a model that runs.
    *
    * @default {false}
    */

@@ -8,6 +8,7 @@
 import type { Cluster } from "../cluster/cluster.ts";
 import { buildDispatchTables } from "../dispatch/tables.ts";
 import { Engine } from "../engine/engine.ts";
+import type { EngineOptions } from "../engine/options.ts";
 import type { Counts } from "../load/counts.ts";
 import { Dispatcher } from "../native/dispatcher.ts";
 import type { NativeLibrary } from "../native/library.ts";
@@ -54,6 +55,8 @@ export interface ModelContext {
   readonly cluster: Cluster | undefined;
   readonly windowSteps: number;
   readonly timeout: number;
+  /** Whether weights move while forward passes run. */
+  readonly background: boolean;
 }
 
 /** A model, as its state sees it. */
@@ -99,10 +102,8 @@ export class Model implements ServedModel {
     context: ModelContext,
     options: ModelOptions,
   ): Promise<Model> {
-    const engine = await connectEngine(
-      context,
-      options,
-      initialPlacement(context, options),
+    const engine = await Engine.connect(
+      engineOptions(context, options, initialPlacement(context, options)),
     );
     const dispatchers: Dispatcher[] = [];
     try {
@@ -251,10 +252,8 @@ export class Model implements ServedModel {
 
   async #replaceEngine(): Promise<void> {
     await this.#engine.close();
-    this.#engine = await connectEngine(
-      this.#context,
-      this.options,
-      this.#engine.placement,
+    this.#engine = await Engine.connect(
+      engineOptions(this.#context, this.options, this.#engine.placement),
     );
   }
 
@@ -277,25 +276,26 @@ async function addUp(
   return sum;
 }
 
-async function connectEngine(
+/** The engine of a model that now has this placement. */
+export function engineOptions(
   context: ModelContext,
   options: ModelOptions,
   placement: Placement,
-): Promise<Engine> {
-  const { library, topology, ranks, cluster, timeout } = context;
-  const { weights, transport, staging, copyEngineOnly } = options;
-  return await Engine.connect({
+): EngineOptions {
+  const { library, topology, ranks, cluster, timeout, background } = context;
+  const { weights, transport, staging, copyEngineOnly = background } = options;
+  return {
     library,
     topology,
     placement,
     weights,
     ranks,
     timeout,
+    copyEngineOnly,
     ...(cluster && { cluster }),
     ...(transport && { transport }),
     ...(staging && { staging }),
-    ...(copyEngineOnly !== undefined && { copyEngineOnly }),
-  });
+  };
 }
 
 function initialPlacement(

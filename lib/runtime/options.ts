@@ -117,7 +117,7 @@ export interface EplbStateOptions {
 
 /** Options of {@linkcode EplbState.addModel}. */
 export interface ModelOptions
-  extends Pick<EngineOptions, "transport" | "staging" | "copyEngineOnly"> {
+  extends Pick<EngineOptions, "transport" | "staging"> {
   /** Name, unique in its state. */
   readonly name: string;
   /** Expert memory of the ranks of this process, in their order. */
@@ -132,6 +132,13 @@ export interface ModelOptions
   readonly placement?: Placement;
   /** How tokens find a replica. */
   readonly dispatch?: DispatchSettings;
+  /**
+   * Whether GPUs move weights without multiprocessors, see {@linkcode EngineOptions}: slower among
+   * three and more GPUs, but the model keeps what it computes with.
+   *
+   * @default {true if async, false if sync}
+   */
+  readonly copyEngineOnly?: boolean;
   /**
    * The `cudaStream_t` on which each rank of this process launches its dispatch kernels: new maps and
    * what was counted are ordered by it.

@@ -214,6 +214,7 @@ export class EplbState implements AsyncDisposable {
       ranks: this.#world.locals,
       windowSteps: this.#schedule.window,
       timeout: stepTimeout,
+      background: this.#settings.mode === "async",
     }, options);
     try {
       await this.#checkAgreement(model);

@@ -34,9 +34,12 @@ function mover(
   return { name: transport, transport, args };
 }
 
-function byCopyEngine(transport: TransportName): Mover {
+function byCopyEngine(
+  transport: TransportName,
+  more: readonly string[] = [],
+): Mover {
   const name = `${transport}${COPY_ENGINE_ONLY}`;
-  return { ...mover(transport, ["--copy-engine-only"]), name };
+  return { ...mover(transport, ["--copy-engine-only", ...more]), name };
 }
 
 /** Ways to move GPU memory inside one node. */
@@ -46,10 +49,13 @@ const GPU_MOVERS: readonly Mover[] = [
   mover("nccl", NCCL_BEST),
 ];
 
+/** What measured best with puts: a set more, as other ranks have to say that one is free. */
+const PUT_BEST = ["--staging-sets", "3"];
+
 /** Ways that most machines' NCCL is too old for: measured only when asked for. */
 const MORE_GPU_MOVERS: readonly Mover[] = [
-  mover("nccl-put"),
-  byCopyEngine("nccl-put"),
+  mover("nccl-put", PUT_BEST),
+  byCopyEngine("nccl-put", PUT_BEST),
 ];
 
 /** The way to move host memory. */

@@ -188,7 +188,7 @@ const MOVING: FlagGroup = {
       name: "copy-engine-only",
       type: "switch",
       help:
-        "GPUs pull or put without multiprocessors, but for small tensors (default: kernels copy inside a GPU)",
+        "GPUs pull or put without multiprocessors, but for small tensors (default: kernels copy inside a GPU, and among three and more GPUs)",
     },
     {
       name: "max-rate",
