@@ -214,8 +214,9 @@ typedef struct {
   uint32_t staging_sets;   // 1 to 4; with more than 1 the next batches move while one commits
   int32_t max_ctas;        // NCCL's thread blocks per communicator, 0: NCCL's own choice
   uint64_t small_bytes;    // tensors up to this size are packed instead of sent one by one
-  // GPUs that pull. 0: kernels copy what stays on its GPU, beside the copy engines' pulls; 1: the copy
-  // engines do that, too, and kernels copy small tensors only.
+  // GPUs that pull or put. 0: kernels copy what stays on its GPU, and where three or more GPUs pull
+  // also what goes to others, to all of them at once; 1: copy engines do all that, and kernels copy
+  // small tensors only.
   uint32_t copy_engine_only;
   uint32_t reserved;       // 0
 } eplb_engine_config;

@@ -22,8 +22,7 @@ std::unique_ptr<Mover> make_send_mover(const MoverConfig&, const NcclIdBlob&,
   refuse();
 }
 
-std::unique_ptr<Mover> make_put_mover(const MoverConfig&, const NcclIdBlob&,
-                                      const Cancellation&) {
+std::unique_ptr<Mover> make_put_mover(const MoverConfig&, const NcclIdBlob&, const Cancellation&) {
   refuse();
 }
 

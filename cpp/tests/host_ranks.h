@@ -30,8 +30,8 @@ inline void copy_pieces(const std::vector<Piece>& pieces, const IndexRange& rang
 
 inline uint32_t size(const IndexRange& range) { return range.last - range.first; }
 
-// Weights of one rank, tensor by tensor, as serving engines hold them. Stays where it is made: `view`
-// points into it.
+// Weights of one rank, tensor by tensor, as serving engines hold them. Stays where it is made:
+// `view` points into it.
 struct HostWeights {
   explicit HostWeights(const ranks::Shape& shape) {
     view.layers = static_cast<int32_t>(shape.layers);
@@ -67,8 +67,7 @@ struct HostWeights {
   std::string weights;
 };
 
-inline std::vector<RankBatch> batches_of(const ranks::Script& script, int32_t rank,
-                                         int32_t cells) {
+inline std::vector<RankBatch> batches_of(const ranks::Script& script, int32_t rank, int32_t cells) {
   const std::vector<int32_t> words = script.words({rank});
   const ProgramLimits limits = {static_cast<int32_t>(script.shape.layers),
                                 static_cast<int32_t>(script.shape.slots),
@@ -77,5 +76,18 @@ inline std::vector<RankBatch> batches_of(const ranks::Script& script, int32_t ra
                                 {rank}};
   return parse_program(words.data(), words.size(), limits)[0];
 }
+
+// Two experts from rank 0 to rank 1 in one round, and a third in the next.
+inline const ranks::Script kThree = [] {
+  ranks::Script three;  // field by field: GCC 12 takes the aggregate for uninitialized
+  three.shape.slots = 3;
+  three.shape.tensor_bytes = {5000, 100, 4000, 20};
+  three.world = 2;
+  three.batches = {{0, 1}};
+  three.ops = {{0, 0, 0, EPLB_OP_SEND, 0, 0, 1, 2}, {0, 0, 1, EPLB_OP_RECEIVE, 0, 2, 0, 0},
+               {0, 0, 0, EPLB_OP_SEND, 0, 1, 1, 0}, {0, 0, 1, EPLB_OP_RECEIVE, 0, 0, 0, 1},
+               {0, 1, 0, EPLB_OP_SEND, 0, 2, 1, 1}, {0, 1, 1, EPLB_OP_RECEIVE, 0, 1, 0, 2}};
+  return three;
+}();
 
 }  // namespace eplb

@@ -4,22 +4,14 @@
 #include "pull/pull_schedule.h"
 
 #include <algorithm>
-#include <cstring>
 #include <deque>
 
-#include "engine/program.h"
-#include "ranks.h"
+#include "host_ranks.h"
 #include "transport/cell_layout.h"
 
 using namespace eplb;
 
 namespace {
-
-uint64_t address_of(const std::string& memory) { return reinterpret_cast<uint64_t>(memory.data()); }
-
-void copy(uint64_t target, uint64_t source, uint64_t bytes) {
-  std::memcpy(reinterpret_cast<void*>(target), reinterpret_cast<const void*>(source), bytes);
-}
 
 struct Plan {
   StagingPlan staging;
@@ -28,59 +20,32 @@ struct Plan {
   bool push_by_kernel = false;
 };
 
-// Weights of all ranks, [layer][tensor][slot], and what the ranks make of a program.
+// Weights of all ranks, and what the ranks make of a program.
 struct World {
   World(const ranks::Script& script, const Plan& plan, std::mt19937_64& random)
       : shape(script.shape), plan(plan) {
-    weights.reserve(script.world);  // their addresses stay
     programs.reserve(script.world);
     for (uint32_t rank = 0; rank < script.world; ++rank) {
       bytes.push_back(ranks::random_bytes(shape, random));
-      weights.emplace_back(shape.layers * shape.slots * shape.expert_bytes(), '\0');
-      views.push_back(view_of(weights.back()));
-      exchange(rank, &bytes.back(), false);
+      weights.emplace_back(shape).exchange(shape, &bytes.back(), false);
     }
     const CellLayout layout(shape.tensor_bytes);
     staging.assign(script.world,
                    std::string(layout.bytes * plan.staging.cells * plan.staging.sets, '\0'));
     for (uint32_t rank = 0; rank < script.world; ++rank) {
-      programs.push_back(parse(script, static_cast<int32_t>(rank)));
-      rings.emplace_back(programs.back(), views[rank], plan.staging.cells * plan.staging.sets);
+      programs.push_back(
+          batches_of(script, static_cast<int32_t>(rank), static_cast<int32_t>(plan.staging.cells)));
+      rings.emplace_back(programs.back(), weights[rank].view,
+                         plan.staging.cells * plan.staging.sets);
     }
     for (uint32_t rank = 0; rank < script.world; ++rank) make_schedule(rank);
-  }
-
-  WeightsView view_of(const std::string& memory) const {
-    WeightsView view;
-    view.layers = static_cast<int32_t>(shape.layers);
-    view.slots = static_cast<int32_t>(shape.slots);
-    view.tensors = static_cast<int32_t>(shape.tensors());
-    view.tensor_bytes = shape.tensor_bytes;
-    uint64_t at = address_of(memory);
-    for (uint32_t i = 0; i < shape.layers * shape.tensors(); ++i) {
-      const uint64_t size = shape.tensor_bytes[i % shape.tensors()];
-      view.address.push_back(at);
-      view.stride.push_back(size);
-      at += size * shape.slots;
-    }
-    return view;
-  }
-
-  std::vector<RankBatch> parse(const ranks::Script& script, int32_t rank) const {
-    const std::vector<int32_t> words = script.words({rank});
-    const ProgramLimits limits = {static_cast<int32_t>(shape.layers),
-                                  static_cast<int32_t>(shape.slots),
-                                  static_cast<int32_t>(script.world),
-                                  static_cast<int32_t>(plan.staging.cells),
-                                  {rank}};
-    return parse_program(words.data(), words.size(), limits)[0];
   }
 
   void make_schedule(uint32_t rank) {
     std::vector<PullPeer> peers;
     PullTask task;
     for (uint32_t peer = 0; peer < programs.size(); ++peer) {
-      peers.push_back({views[peer], address_of(staging[peer]),
+      peers.push_back({weights[peer].view, address_of(staging[peer]),
                        peer / plan.ranks_per_gpu == rank / plan.ranks_per_gpu});
       task.cells.push_back(rings[peer].arrivals.data());
     }
@@ -90,21 +55,6 @@ struct World {
     task.gather_by_engine = task.commit_by_engine = plan.copy_engine_only;
     task.push_by_kernel = plan.push_by_kernel;
     schedules.push_back(make_pull_schedule(programs[rank], rings[rank], task));
-  }
-
-  // Copies between the weights and what the naive model works on.
-  void exchange(uint32_t rank, ranks::Bytes* model, bool out) const {
-    for (uint32_t i = 0; i < model->size(); ++i) {
-      uint64_t at = address_of((*model)[i]);
-      for (uint32_t tensor = 0; tensor < shape.tensors(); ++tensor) {
-        const uint64_t own =
-            views[rank].at(static_cast<int32_t>(i / shape.slots), static_cast<int32_t>(tensor),
-                           static_cast<int32_t>(i % shape.slots));
-        const uint64_t size = shape.tensor_bytes[tensor];
-        out ? copy(at, own, size) : copy(own, at, size);
-        at += size;
-      }
-    }
   }
 
   void stage(size_t rank, size_t batch) const {
@@ -130,15 +80,15 @@ struct World {
                    bool backwards = false) {
     for (uint32_t i = range.first; i < range.last; ++i) {
       const Piece& piece = pieces[backwards ? range.first + range.last - 1 - i : i];
-      copy(piece.target, piece.source, piece.bytes);
+      copy_bytes(piece.target, piece.source, piece.bytes);
     }
   }
 
   const ranks::Shape shape;
   const Plan plan;
   std::vector<ranks::Bytes> bytes;
-  std::vector<std::string> weights, staging;
-  std::vector<WeightsView> views;
+  std::deque<HostWeights> weights;
+  std::vector<std::string> staging;
   std::vector<std::vector<RankBatch>> programs;
   std::deque<StagingRing> rings;
   std::vector<PullSchedule> schedules;
@@ -180,7 +130,7 @@ TEST("make_pull_schedule() puts every expert where the naive model puts it") {
               script.apply(all.bytes, static_cast<uint32_t>(script.batches.size()));
           for (uint32_t rank = 0; rank < world; ++rank) {
             ranks::Bytes actual = expected[rank];
-            all.exchange(rank, &actual, true);
+            all.weights[rank].exchange(all.shape, &actual, true);
             CHECK(actual == expected[rank]);
           }
         }
@@ -188,8 +138,6 @@ TEST("make_pull_schedule() puts every expert where the naive model puts it") {
     }
   }
 }
-
-uint32_t size(const IndexRange& range) { return range.last - range.first; }
 
 // Rank 0 receives from rank 1 and copies inside itself, each a large and a small tensor.
 ranks::Script one_of_each() {
@@ -256,8 +204,8 @@ TEST("make_pull_schedule() stages direct operations into their slots, and commit
     CHECK_EQ(all.schedules[1].batches[0].push.size(), 0u);  // rank 0 fetches them
     CHECK_EQ(size(batch.pull), 1u);                         // three slots in a row
     const Piece& piece = schedule.engine_pieces[batch.pull.first];
-    CHECK_EQ(piece.target, all.views[0].at(0, 0, 4));
-    CHECK_EQ(piece.source, all.views[1].at(0, 0, 4));
+    CHECK_EQ(piece.target, all.weights[0].view.at(0, 0, 4));
+    CHECK_EQ(piece.source, all.weights[1].view.at(0, 0, 4));
     CHECK_EQ(piece.bytes, 3 * 4096u);
     CHECK_EQ(size(batch.gather.engine), copy_engine_only ? 1u : 0u);
     CHECK_EQ(size(batch.gather.kernel), copy_engine_only ? 2u : 3u);
@@ -266,7 +214,7 @@ TEST("make_pull_schedule() stages direct operations into their slots, and commit
     CHECK_EQ(batch.bytes_in, 3 * 4112u);
     all.stage(0, 0);  // all that is direct is there, and nothing else
     ranks::Bytes actual(8, std::string(4112, '\0'));
-    all.exchange(0, &actual, true);
+    all.weights[0].exchange(all.shape, &actual, true);
     const ranks::Bytes expected = script.apply(all.bytes, 1)[0];
     for (int32_t slot = 0; slot < 8; ++slot) {
       CHECK(actual[slot] == (slot == 1 ? all.bytes[0] : expected)[slot]);
@@ -288,7 +236,7 @@ PullBatch copies(uint32_t slots, const std::vector<Move>& moves, std::mt19937_64
   const World all(script, {{slots, 1, 0}, false, 1}, random);
   execute(all, 1);
   ranks::Bytes actual = all.bytes[0];
-  all.exchange(0, &actual, true);
+  all.weights[0].exchange(all.shape, &actual, true);
   CHECK(actual == script.apply(all.bytes, 1)[0]);
   return all.schedules[0].batches[0];
 }
@@ -364,7 +312,7 @@ TEST("make_pull_schedule() makes one copy of slots that follow each other at bot
   CHECK_EQ(size(all.schedules[0].batches[0].commit[0].engine), 4u);
   const Piece& first = schedule.engine_pieces[pieces.first];
   CHECK_EQ(first.bytes, 4 * 64u);
-  CHECK_EQ(first.source, all.views[1].address[0]);
+  CHECK_EQ(first.source, all.weights[1].view.address[0]);
 }
 
 }  // namespace

@@ -121,18 +121,7 @@ TEST("make_put_schedule() puts every expert where the naive model puts it") {
   CHECK(merged > 100 && divided > 100);
 }
 
-// Three experts from rank 0 to rank 1, one of them in another round, in the order of no slots.
-const ranks::Script kThree = [] {
-  ranks::Script three;  // field by field: GCC 12 takes the aggregate for uninitialized
-  three.shape.slots = 3;
-  three.shape.tensor_bytes = {5000, 100, 4000, 20};
-  three.world = 2;
-  three.batches = {{0, 1}};
-  three.ops = {{0, 0, 0, EPLB_OP_SEND, 0, 0, 1, 2}, {0, 0, 1, EPLB_OP_RECEIVE, 0, 2, 0, 0},
-               {0, 0, 0, EPLB_OP_SEND, 0, 1, 1, 0}, {0, 0, 1, EPLB_OP_RECEIVE, 0, 0, 0, 1},
-               {0, 1, 0, EPLB_OP_SEND, 0, 2, 1, 1}, {0, 1, 1, EPLB_OP_RECEIVE, 0, 1, 0, 2}};
-  return three;
-}();
+// Of kThree.
 constexpr uint64_t kCell = 5008 + 112 + 4000 + 32;  // each tensor aligned to 16
 
 TEST("make_put_schedule() puts what goes to one rank at once, as far as its outbox holds it") {

@@ -109,7 +109,8 @@ void run_batch(const std::vector<Rank>& all, size_t batch) {
   for (const Rank& rank : all) rank.move(plan(rank).commit);
 }
 
-TEST("make_send_schedule() puts every expert where the naive model puts it, whoever is a neighbor") {
+TEST(
+    "make_send_schedule() puts every expert where the naive model puts it, whoever is a neighbor") {
   std::mt19937_64 random(1);
   size_t pulled = 0, sent = 0, both = 0;
   const std::vector<ranks::Shape> shapes = {
@@ -151,19 +152,6 @@ TEST("make_send_schedule() puts every expert where the naive model puts it, whoe
   CHECK(pulled > both + 100 && sent > both + 100 && both > 100);
 }
 
-// Two experts from rank 0 to rank 1 in one round, and a third in the next.
-const ranks::Script kThree = [] {
-  ranks::Script three;  // field by field: GCC 12 takes the aggregate for uninitialized
-  three.shape.slots = 3;
-  three.shape.tensor_bytes = {5000, 100, 4000, 20};
-  three.world = 2;
-  three.batches = {{0, 1}};
-  three.ops = {{0, 0, 0, EPLB_OP_SEND, 0, 0, 1, 2}, {0, 0, 1, EPLB_OP_RECEIVE, 0, 2, 0, 0},
-               {0, 0, 0, EPLB_OP_SEND, 0, 1, 1, 0}, {0, 0, 1, EPLB_OP_RECEIVE, 0, 0, 0, 1},
-               {0, 1, 0, EPLB_OP_SEND, 0, 2, 1, 1}, {0, 1, 1, EPLB_OP_RECEIVE, 0, 1, 0, 2}};
-  return three;
-}();
-
 TEST("make_send_schedule() sends all small tensors for one rank in one round as one message") {
   for (const int32_t rank : {0, 1}) {
     const Rank own(kThree.shape, {3, 1, 100}, batches_of(kThree, rank, 3));
@@ -181,7 +169,9 @@ TEST("make_send_schedule() sends all small tensors for one rank in one round as 
   }
 }
 
-TEST("make_send_schedule() sends large tensors straight from their slots, aligned where they arrive") {
+TEST(
+    "make_send_schedule() sends large tensors straight from their slots, aligned where they "
+    "arrive") {
   const Rank from(kThree.shape, {3, 1, 100}, batches_of(kThree, 0, 3));
   CHECK_EQ(from.schedule.messages[0].address, from.view.at(0, 0, 0));
   CHECK_EQ(from.schedule.messages[1].address, from.view.at(0, 2, 0));
@@ -192,7 +182,8 @@ TEST("make_send_schedule() sends large tensors straight from their slots, aligne
   }
 }
 
-TEST("make_send_schedule() receives direct operations without cells, large tensors in their slots") {
+TEST(
+    "make_send_schedule() receives direct operations without cells, large tensors in their slots") {
   ranks::Script script = kThree;
   for (const size_t i : {1, 5}) script.ops[i].code |= EPLB_OP_DIRECT;  // of slots 2 and 1
   const std::vector<RankBatch> batches = batches_of(script, 1, 1);
@@ -227,7 +218,9 @@ std::vector<Rank> make_neighbors(const std::vector<RankBatch>& sender,
   return both;
 }
 
-TEST("make_send_schedule() sends neighbors nothing, and pulls their large tensors straight from slots") {
+TEST(
+    "make_send_schedule() sends neighbors nothing, and pulls their large tensors straight from "
+    "slots") {
   for (const bool copy_engine_only : {false, true}) {
     const std::vector<Rank> both =
         make_neighbors(batches_of(kThree, 0, 3), batches_of(kThree, 1, 3), copy_engine_only);

@@ -129,14 +129,13 @@ std::unique_ptr<NcclCommunicator> NcclCommunicator::split(const char* what) {
 NcclOneSided::Window NcclCommunicator::open_window(uint64_t address, uint64_t bytes,
                                                    const char* what) {
   NcclOneSided::Window window = nullptr;
-  settle(started(nccl_.one_sided.CommWindowRegister(communicator_,
-                                                    reinterpret_cast<void*>(address), bytes,
-                                                    &window, NcclOneSided::kSymmetric)),
+  settle(started(nccl_.one_sided.CommWindowRegister(communicator_, reinterpret_cast<void*>(address),
+                                                    bytes, &window, NcclOneSided::kSymmetric)),
          "ncclCommWindowRegister", what);
   if (window == nullptr) {
-    throw Error(EPLB_UNSUPPORTED,
-                text("Cannot ", what, ": NCCL cannot share this GPU's memory (ncclMemAlloc needs "
-                                      "the driver's virtual memory, NCCL_CUMEM_ENABLE)"));
+    throw Error(EPLB_UNSUPPORTED, text("Cannot ", what,
+                                       ": NCCL cannot share this GPU's memory (ncclMemAlloc needs "
+                                       "the driver's virtual memory, NCCL_CUMEM_ENABLE)"));
   }
   return window;
 }
@@ -151,9 +150,9 @@ void NcclCommunicator::put(const Put* first, const Put* last, NcclOneSided::Wind
   expect(nccl_.GroupStart(), "ncclGroupStart", what);
   ncclResult_t result = ncclSuccess;
   for (const Put* put = first; put != last && result == ncclSuccess; ++put) {
-    result = nccl_.one_sided.PutSignal(reinterpret_cast<const void*>(put->source), put->bytes,
-                                       ncclInt8, put->peer, window, put->offset, 0, 0, 0,
-                                       communicator_, stream);
+    result =
+        nccl_.one_sided.PutSignal(reinterpret_cast<const void*>(put->source), put->bytes, ncclInt8,
+                                  put->peer, window, put->offset, 0, 0, 0, communicator_, stream);
   }
   const ncclResult_t ended = nccl_.GroupEnd();  // also after an error, or the thread stays in it
   expect(result, "ncclPutSignal", what);

@@ -27,8 +27,8 @@ class NcclCommunicator {
   NcclCommunicator& operator=(const NcclCommunicator&) = delete;
   // Takes leave of the other ranks, for a limited time; then aborts.
   ~NcclCommunicator();
-  // Another one of the same ranks, for what must not wait for this one's work. Of few thread blocks,
-  // as fences need no more.
+  // Another one of the same ranks, for what must not wait for this one's work. Of few thread
+  // blocks, as fences need no more.
   std::unique_ptr<NcclCommunicator> split(const char* what);
 
   // The calls below return when the work is on the stream. `what` completes "Cannot …" in errors;

@@ -20,9 +20,9 @@ NcclIdBlob nccl_make_id();
 // Throws EPLB_UNSUPPORTED, saying why, where the library cannot put.
 void nccl_check_puts();
 
-// Movers that send and receive. Joins the communicator and warms every pair that is to use it. Runs on the rank's own thread: it
-// waits for all ranks, until `cancellation` ends it. From `peers` that have addresses the rank
-// pulls.
+// Movers that send and receive. Joins the communicator and warms every pair that is to use it. Runs
+// on the rank's own thread: it waits for all ranks, until `cancellation` ends it. From `peers` that
+// have addresses the rank pulls.
 std::unique_ptr<Mover> make_send_mover(const MoverConfig& config, const NcclIdBlob& id,
                                        std::shared_ptr<const GpuPeers> peers,
                                        const Cancellation& cancellation);

@@ -78,8 +78,8 @@ class NcclMover : public Mover {
   virtual void lower(const std::vector<RankBatch>& batches, bool held) = 0;
   virtual size_t batches() const = 0;
   virtual const NcclBatch& plan(size_t batch) const = 0;
-  // Starts what goes before the batch's copies inside the rank, and what brings its bytes from other
-  // ranks: all is there when the transfer stream has come to its end.
+  // Starts what goes before the batch's copies inside the rank, and what brings its bytes from
+  // other ranks: all is there when the transfer stream has come to its end.
   virtual void pack(size_t batch) = 0;
   virtual void transfer(size_t batch, const char* what) = 0;
   // Communicators beside the first.

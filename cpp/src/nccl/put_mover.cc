@@ -135,8 +135,8 @@ std::vector<Landings> PutMover::exchange(const Landings& own, size_t batches) {
   const char* what = "learn where other ranks want their experts";
   const uint64_t words = table_words(config_), bytes = words * sizeof(uint32_t);
   if (own.size() + 1 > words) {
-    throw Error(EPLB_INVALID_ARGUMENT, text("Cannot begin run: it has ", batches,
-                                            " batches for ", config_.weights.layers, " layers"));
+    throw Error(EPLB_INVALID_ARGUMENT, text("Cannot begin run: it has ", batches, " batches for ",
+                                            config_.weights.layers, " layers"));
   }
   auto* host = own_.host_tables.as<uint32_t>();
   auto* device = reinterpret_cast<uint32_t*>(own_.tables.address());

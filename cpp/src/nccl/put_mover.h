@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Moves expert weights between the GPUs of one NVLink domain with ncclPutSignal: copy engines carry
-// the bytes into other ranks' landing zones (put_schedule.h), and no multiprocessor is taken for it.
+// the bytes into other ranks' landing zones (put_schedule.h), and no multiprocessor is taken for
+// it.
 //
 // Streams of one rank beside those of nccl_mover.h; time goes from left to right:
 //
@@ -8,8 +9,11 @@
 //   transfer          puts 0 · fence 0 · puts 1 · fence 1
 //   rooms                                    room 0
 //
-// Nothing in a stream waits for a signal of NCCL's: no abort ends such a wait, if the rank that was
-// to signal has died. When a stream has come past a put its bytes are there, so that fences do.
+// Nothing in a stream waits for a signal of NCCL's, a wait for a value in memory, which no abort of
+// the communicator writes if the rank that was to signal has died. When a stream has come past a put
+// its bytes are there, so that fences do. That holds where GPUs write each other's memory. Between
+// networks a thread of NCCL's stands in between, streams wait for that, and puts were reported to
+// get lost (NVIDIA/nccl issues 2119, 2198): such ranks are refused.
 //
 // A set of a landing zone is put into again once every rank has committed what it had there. That
 // is said by fences of their own (rooms), in a communicator of their own: in the first one they

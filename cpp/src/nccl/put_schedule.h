@@ -34,9 +34,9 @@ struct PutTask {
   int32_t rank = 0, world = 0;
   WeightsView weights;
   StagingPlan staging;
-  uint64_t landing = 0;      // address of this rank's landing zone
-  uint64_t outbox = 0;       // address of its outbox,
-  uint64_t half_bytes = 0;   // whose halves have this size, at least an expert's
+  uint64_t landing = 0;     // address of this rank's landing zone
+  uint64_t outbox = 0;      // address of its outbox,
+  uint64_t half_bytes = 0;  // whose halves have this size, at least an expert's
   // Who copies what is large inside the rank: copy engines, or else the copy kernel.
   bool gather_by_engine = false, commit_by_engine = false;
 };

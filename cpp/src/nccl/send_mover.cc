@@ -63,7 +63,7 @@ struct SendMover::SendResources : NcclMover::Resources {
   const Stream pull;
   const std::unique_ptr<Event[]> pulled, packed;  // [sets]
   const Allocation staging;
-  const Allocation scratch;         // the warm-up's two messages
+  const Allocation scratch;      // the warm-up's two messages
   Allocation packs, send_packs;  // these grow with the programs
   uint64_t pack_bytes = 0, send_pack_bytes = 0;
   std::vector<Allocation> outgrown;
@@ -75,8 +75,7 @@ SendMover::SendMover(const MoverConfig& config, const NcclIdBlob& id,
       own_(static_cast<SendResources&>(*gpu_)),
       task_(task_of(config, *own_.peers)) {
   copy_blocks_ = copy_blocks(task_);
-  const uint64_t pack_bytes =
-      config.staging.sets * config.staging.cells * own_.layout.pack_bytes;
+  const uint64_t pack_bytes = config.staging.sets * config.staging.cells * own_.layout.pack_bytes;
   grow(&own_.pack_bytes, &own_.packs, pack_bytes);
   grow(&own_.send_pack_bytes, &own_.send_packs, pack_bytes);
   count_staging();

@@ -248,7 +248,7 @@ uint64_t most_packed(const std::vector<RankBatch>& batches, const SendTask& task
 }
 
 SendSchedule make_send_schedule(const std::vector<RankBatch>& batches, const SendTask& task,
-                       const StagingLayout& layout, const StagingAddresses& staging) {
+                                const StagingLayout& layout, const StagingAddresses& staging) {
   SendSchedule schedule;
   for (size_t b = 0; b < batches.size(); ++b) {
     BatchBuilder(batches[b], b % staging.sets, task, layout, staging).append_to(&schedule);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a program means to a rank that sends and receives: its batches as lists of pieces to copy and
-// messages for sends and receives, with every address worked out before the first byte moves.
+// What a program means to a rank that sends and receives: its batches as lists of pieces to copy
+// and messages for sends and receives, with every address worked out before the first byte moves.
 //
 // Large tensors travel one by one, from their slot straight into a staging cell. A launch or a send
 // for each of an expert's small tensors would cost more than their bytes, so all small tensors that
@@ -87,6 +87,6 @@ uint64_t most_sent(const std::vector<RankBatch>& batches, const SendTask& task);
 uint64_t most_packed(const std::vector<RankBatch>& batches, const SendTask& task);
 // Throws EPLB_INVALID_ARGUMENT for a batch that needs more cells than there are.
 SendSchedule make_send_schedule(const std::vector<RankBatch>& batches, const SendTask& task,
-                       const StagingLayout& layout, const StagingAddresses& staging);
+                                const StagingLayout& layout, const StagingAddresses& staging);
 
 }  // namespace eplb
