@@ -10,10 +10,10 @@
 //   rooms                                    room 0
 //
 // Nothing in a stream waits for a signal of NCCL's, a wait for a value in memory, which no abort of
-// the communicator writes if the rank that was to signal has died. When a stream has come past a put
-// its bytes are there, so that fences do. That holds where GPUs write each other's memory. Between
-// networks a thread of NCCL's stands in between, streams wait for that, and puts were reported to
-// get lost (NVIDIA/nccl issues 2119, 2198): such ranks are refused.
+// the communicator writes if the rank that was to signal has died. When a stream has come past a
+// put its bytes are there, so that fences do. That holds where GPUs write each other's memory.
+// Between networks a thread of NCCL's stands in between, streams wait for that, and puts were
+// reported to get lost (NVIDIA/nccl issues 2119, 2198): such ranks are refused.
 //
 // A set of a landing zone is put into again once every rank has committed what it had there. That
 // is said by fences of their own (rooms), in a communicator of their own: in the first one they
