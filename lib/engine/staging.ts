@@ -9,13 +9,18 @@ export interface StagingOptions {
    * rank than there is room for, the layer is rearranged in several steps; if there is room for
    * several layers, they move together, which is faster where experts are small.
    *
+   * What waits to be sent comes on top: with `nccl` tensors that are packed, with `nccl-put` an
+   * outbox of at most 512 MiB, or two experts if these are larger. {@linkcode Engine.stagingBytes}
+   * is all of it.
+   *
    * @default {sets × slots × one expert's bytes}
    */
   readonly bytes?: number;
   /**
    * With 2 sets the next layers move while one commits; with more, ranks that have less to
    * receive in one layer go further ahead. 1 set needs the least memory. GPUs that pull use the
-   * memory of all sets as one ring, from which each layer takes what it receives.
+   * memory of all sets as one ring, from which each layer takes what it receives; with `nccl-put` 3
+   * are a tenth faster than 2, as ranks have to hear from each other that a set is free.
    *
    * @default {2; 1 if `bytes` has no room for two experts}
    */
