@@ -6,6 +6,7 @@
 #include <chrono>
 #include <vector>
 
+#include "base/round_up.h"
 #include "base/text.h"
 
 namespace eplb {
@@ -55,7 +56,7 @@ Dispatcher::Dispatcher(const eplb_dispatch_config& config) : shape_(checked_shap
   uint64_t bytes = 0;
   const auto reserve = [&](uint64_t size) {
     const uint64_t offset = bytes;
-    bytes += (size + kBaseAlignment - 1) / kBaseAlignment * kBaseAlignment;
+    bytes += round_up(size, kBaseAlignment);
     return offset;
   };
   const uint64_t physical = reserve(shape_.places() * sizeof(int32_t));

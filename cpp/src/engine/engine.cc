@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <mutex>
-#include <numeric>
 #include <thread>
 #include <utility>
 
@@ -209,8 +208,7 @@ RunOutcome Engine::run(const int32_t* program, uint64_t words, const eplb_run_co
   RunTerms terms;
   terms.held = config.held != 0;
   terms.bytes_per_second = config.bytes_per_second;
-  terms.expert_bytes =
-      std::accumulate(view.tensor_bytes.begin(), view.tensor_bytes.end(), uint64_t{0});
+  terms.expert_bytes = view.expert_bytes();
   const RunOutcome outcome = executor_->run(std::move(parsed), terms);
   if (outcome.error) break_down(*outcome.error);
   for (size_t i = 0; rank_bytes != nullptr && i < locals_.size(); ++i) {

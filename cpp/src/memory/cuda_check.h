@@ -68,6 +68,8 @@ class Stream {
   void synchronize() const { EPLB_CUDA(cudaStreamSynchronize(stream_)); }
   // True when everything enqueued so far is done. Throws what went wrong on the device.
   bool idle() const { return is_ready(cudaStreamQuery(stream_), "cudaStreamQuery"); }
+  // The opposite, for who does not care what went wrong.
+  bool running() const noexcept { return cudaStreamQuery(stream_) == cudaErrorNotReady; }
 
  private:
   cudaStream_t stream_ = nullptr;

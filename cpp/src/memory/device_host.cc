@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "base/error.h"
+#include "base/round_up.h"
 #include "base/text.h"
 #include "memory/device.h"
 #include "memory/digest.h"
@@ -37,7 +38,7 @@ class HostDevice : public Device {
   int32_t ordinal() const override { return -1; }
 
   uint64_t allocate(uint64_t bytes) override {
-    const uint64_t rounded = (bytes + kAlignment - 1) / kAlignment * kAlignment;
+    const uint64_t rounded = round_up(bytes, kAlignment);
     void* memory = rounded < bytes ? nullptr : std::aligned_alloc(kAlignment, rounded);
     if (memory == nullptr) {
       throw Error(EPLB_OUT_OF_MEMORY, text("Cannot allocate ", bytes, " bytes of host memory"));

@@ -14,8 +14,8 @@ constexpr uint64_t kUploadBytes = uint64_t{1} << 20;  // all but the largest pro
 }  // namespace
 
 PieceLists::PieceLists(std::shared_ptr<Device> device, uint64_t expected)
-    : device_(std::move(device)), pinned_(kUploadBytes) {
-  reserve(expected * (sizeof(Piece) + sizeof(uint64_t)));
+    : pinned_(kUploadBytes), memory_(std::move(device)) {
+  memory_.reserve(expected * (sizeof(Piece) + sizeof(uint64_t)));
 }
 
 void PieceLists::assign(std::vector<Piece> kernel, std::vector<Piece> engine) {
@@ -23,7 +23,7 @@ void PieceLists::assign(std::vector<Piece> kernel, std::vector<Piece> engine) {
   first_chunk_ = count_chunks(kernel);
   const uint64_t piece_bytes = kernel.size() * sizeof(Piece);
   const uint64_t chunk_bytes = first_chunk_.size() * sizeof(uint64_t);
-  reserve(piece_bytes + chunk_bytes);
+  memory_.reserve(piece_bytes + chunk_bytes);
   chunks_ = memory_.address() + piece_bytes;
   write(memory_.address(), kernel.data(), piece_bytes);
   write(chunks_, first_chunk_.data(), chunk_bytes);
@@ -44,16 +44,6 @@ void PieceLists::copy_by_kernel(const IndexRange& pieces, const Stream& stream, 
 void PieceLists::copy_by_engine(const IndexRange& pieces, const Stream& stream) {
   const Piece* all = engine_pieces_.data();
   engine_.submit(all + pieces.first, all + pieces.last, stream);
-}
-
-// What is outgrown is kept: to free it might wait for kernels of other ranks of this process, which
-// may already wait for this rank.
-void PieceLists::reserve(uint64_t bytes) {
-  if (bytes <= capacity_) return;
-  Allocation larger(device_, std::max(bytes, 2 * capacity_));
-  std::swap(memory_, larger);
-  if (capacity_ > 0) outgrown_.push_back(std::move(larger));
-  capacity_ = std::max(bytes, 2 * capacity_);
 }
 
 // Through page-locked memory.

@@ -7,9 +7,9 @@
 #include <memory>
 #include <vector>
 
-#include "memory/allocation.h"
 #include "memory/copy_engine.h"
 #include "memory/cuda_check.h"
+#include "memory/growing_memory.h"
 #include "memory/kernels.h"
 
 namespace eplb {
@@ -29,18 +29,15 @@ class PieceLists {
   void copy_by_engine(const IndexRange& pieces, const Stream& stream);
 
  private:
-  void reserve(uint64_t bytes);
   void write(uint64_t target, const void* source, uint64_t bytes);
 
-  const std::shared_ptr<Device> device_;
   const Stream upload_;
   const PinnedMemory pinned_;
   CopyEngine engine_;
-  Allocation memory_;  // pieces of the kernel, then their running sum of chunks
-  uint64_t capacity_ = 0, chunks_ = 0;
+  GrowingMemory memory_;  // pieces of the kernel, then their running sum of chunks
+  uint64_t chunks_ = 0;
   std::vector<uint64_t> first_chunk_;
   std::vector<Piece> engine_pieces_;
-  std::vector<Allocation> outgrown_;
 };
 
 }  // namespace eplb

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "base/round_up.h"
 #include "base/text.h"
 #include "memory/digest.h"
 
@@ -15,10 +16,6 @@ constexpr uint64_t kStrideAlignment = 16;  // the widest load of a GPU
 constexpr uint64_t kBaseAlignment = 256;   // what CUDA's allocator gives
 constexpr uint64_t kMostBytes = uint64_t{1} << 60;
 constexpr uint64_t kMostTensors = INT32_MAX;  // in all slots of all layers
-
-uint64_t round_up(uint64_t value, uint64_t alignment) {
-  return (value + alignment - 1) / alignment * alignment;
-}
 
 [[noreturn]] void refuse(const std::string& message) {
   throw Error(EPLB_INVALID_ARGUMENT, message);

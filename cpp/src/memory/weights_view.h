@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <numeric>
 #include <vector>
 
 namespace eplb {
@@ -16,6 +17,9 @@ struct WeightsView {
   uint64_t at(int32_t layer, int32_t tensor, int32_t slot) const {
     const size_t i = static_cast<size_t>(layer) * tensors + tensor;
     return address[i] + stride[i] * slot;
+  }
+  uint64_t expert_bytes() const {
+    return std::accumulate(tensor_bytes.begin(), tensor_bytes.end(), uint64_t{0});
   }
 };
 

@@ -97,10 +97,10 @@ const NcclLibrary& open_once(const char* path) {
 
 const NcclLibrary& nccl_library() { return open_once(nullptr); }
 
-const NcclOneSided& nccl_one_sided() {
+void nccl_check_puts() {
   const NcclLibrary& library = nccl_library();
   const NcclOneSided& found = library.one_sided;
-  if (found.CommWindowRegister && found.PutSignal && found.TeamLsa) return found;
+  if (found.CommWindowRegister && found.PutSignal && found.TeamLsa) return;
   throw Error(EPLB_UNSUPPORTED,
               text("Cannot use nccl-put: NCCL ", version_text(library.version), " of \"",
                    library.file, "\" has no one-sided transfers; 2.29 or later is needed"));
@@ -111,8 +111,6 @@ int32_t nccl_open(const char* path, std::string* found) {
   if (found != nullptr) *found = library.file;
   return library.version;
 }
-
-void nccl_check_puts() { (void)nccl_one_sided(); }
 
 NcclIdBlob nccl_make_id() {
   const NcclLibrary& library = nccl_library();

@@ -62,7 +62,4 @@ struct NcclLibrary {
 
 // The library of this process; opened by nccl_open(), or now, under the usual names. It stays open.
 const NcclLibrary& nccl_library();
-// Throws EPLB_UNSUPPORTED where the library cannot put.
-const NcclOneSided& nccl_one_sided();
-
 }  // namespace eplb

@@ -14,19 +14,22 @@ constexpr std::chrono::microseconds kEager{50};
 constexpr std::chrono::seconds kFlushLimit{60};
 constexpr std::chrono::milliseconds kDrainLimit{2000};
 
-bool is_running(const Stream& stream) { return cudaStreamQuery(stream) == cudaErrorNotReady; }
+// Every slot packed, copied and committed once: more than most programs need.
+uint64_t expected_pieces(const WeightsView& weights) {
+  return uint64_t{3} * weights.layers * weights.slots * weights.tensors;
+}
 
 }  // namespace
 
-NcclMover::Resources::Resources(const MoverConfig& config, uint64_t pieces)
-    : pieces(config.device, pieces),
+NcclMover::Resources::Resources(const MoverConfig& config)
+    : pieces(config.device, expected_pieces(config.weights)),
       transfer(first_priority()),
       sets(std::make_unique<SetEvents[]>(config.staging.sets)),
       giving_up(sizeof(uint32_t)),
       fences(config, config.staging.sets + 1, giving_up.as<uint32_t>()) {}
 
 bool NcclMover::Resources::drained() const {
-  return !is_running(transfer) && !is_running(local) && !is_running(commit);
+  return !transfer.running() && !local.running() && !commit.running();
 }
 
 NcclMover::NcclMover(const MoverConfig& config, std::unique_ptr<Resources> resources,
@@ -63,7 +66,7 @@ void NcclMover::stage(size_t batch) {
     // Of the batch that had this staging set before.
     gpu_->local.wait(set.committed);
     gpu_->transfer.wait(set.committed);
-    pack(batch);
+    prepare(batch);
     gpu_->pieces.copy(plan(batch).copy, gpu_->local, copy_blocks_);
     set.copied.record(gpu_->local);
     transfer(batch, text("stage batch ", batch).c_str());

@@ -51,8 +51,7 @@ class NcclMover : public Mover {
   // What has to outlive every kernel. Made on the rank's device, before the communicator is joined:
   // once NCCL's kernels wait for other ranks, an allocation might wait for them.
   struct Resources {
-    // `pieces`: for the copy kernel, to begin with.
-    Resources(const MoverConfig& config, uint64_t pieces);
+    explicit Resources(const MoverConfig& config);
     virtual ~Resources() = default;
     // Whether nothing is under way that would end without NCCL, but for commits.
     virtual bool copies_idle() const { return local.idle(); }
@@ -80,7 +79,7 @@ class NcclMover : public Mover {
   virtual const NcclBatch& plan(size_t batch) const = 0;
   // Starts what goes before the batch's copies inside the rank, and what brings its bytes from
   // other ranks: all is there when the transfer stream has come to its end.
-  virtual void pack(size_t batch) = 0;
+  virtual void prepare(size_t batch) = 0;
   virtual void transfer(size_t batch, const char* what) = 0;
   // Communicators beside the first.
   virtual void abort_others() noexcept {}

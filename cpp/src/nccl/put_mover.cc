@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "base/backoff.h"
+#include "base/round_up.h"
 #include "nccl/nccl_factory.h"
 #include "nccl/nccl_memory.h"
 #include "transport/cell_layout.h"
@@ -22,10 +23,6 @@ constexpr uint64_t kWindowAlignment = 4096;
 // Of the put with which a communicator begins.
 constexpr uint64_t kFirstBytes = 16;
 
-uint64_t align(uint64_t bytes) {
-  return (bytes + kWindowAlignment - 1) / kWindowAlignment * kWindowAlignment;
-}
-
 uint64_t cell_bytes(const MoverConfig& config) {
   return CellLayout(config.weights.tensor_bytes).bytes;
 }
@@ -34,12 +31,7 @@ uint64_t cell_bytes(const MoverConfig& config) {
 uint64_t half_bytes(const MoverConfig& config) {
   const uint64_t cell = cell_bytes(config);
   const uint64_t cells = std::max<uint64_t>(1, kHalfBytes / cell);
-  return align(cell * std::min<uint64_t>(cells, config.staging.cells));
-}
-
-// Every slot packed, copied and committed once: more than most programs need.
-uint64_t expected_pieces(const WeightsView& weights) {
-  return uint64_t{3} * weights.layers * weights.slots * weights.tensors;
+  return round_up(cell * std::min<uint64_t>(cells, config.staging.cells), kWindowAlignment);
 }
 
 // What a rank tells the others before a run: its number of batches, then its landings.
@@ -51,18 +43,17 @@ uint64_t table_words(const MoverConfig& config) {
 
 struct PutMover::PutResources : NcclMover::Resources {
   explicit PutResources(const MoverConfig& config)
-      : Resources(config, expected_pieces(config.weights)),
+      : Resources(config),
         packing(first_priority()),
         room(first_priority()),
         rooms(config, config.staging.sets + 1, giving_up.as<uint32_t>()),
-        landing(align(cell_bytes(config) * config.staging.all_cells())),
+        landing(round_up(cell_bytes(config) * config.staging.all_cells(), kWindowAlignment)),
         outbox(2 * half_bytes(config)),
         tables(config.device, (config.world + 1) * table_words(config) * sizeof(uint32_t)),
         host_tables((config.world + 1) * table_words(config) * sizeof(uint32_t)) {}
   bool copies_idle() const override { return Resources::copies_idle() && packing.idle(); }
   bool drained() const override {
-    return Resources::drained() && cudaStreamQuery(packing) != cudaErrorNotReady &&
-           cudaStreamQuery(room) != cudaErrorNotReady;
+    return Resources::drained() && !packing.running() && !room.running();
   }
 
   const Stream packing, room;
@@ -110,8 +101,10 @@ void PutMover::open() {
   rooms_ = communicator().split(what);
   // NCCL prepares for puts at a communicator's first one, and waits for all ranks then; some may
   // have nothing to put for long.
-  const Put first = {(config_.rank + 1) % config_.world, own_.outbox.address(), 0, kFirstBytes};
-  communicator().put(&first, &first + (config_.world > 1 ? 1 : 0), window_, own_.transfer, what);
+  if (config_.world > 1) {
+    const Put first = {(config_.rank + 1) % config_.world, own_.outbox.address(), 0, kFirstBytes};
+    communicator().put(&first, &first + 1, window_, own_.transfer, what);
+  }
   own_.fences.raise(0, communicator(), own_.transfer, what);
   own_.rooms.raise(0, *rooms_, own_.room, what);
   await_fence(0, what);
@@ -185,7 +178,8 @@ bool PutMover::is_free(size_t batch) {
   return own_.rooms.reached(before, *rooms_, cancellation_, what.c_str());
 }
 
-void PutMover::pack(size_t batch) {
+// Packing is ahead already; what is to be waited for is room.
+void PutMover::prepare(size_t batch) {
   for (Backoff backoff(kEager); !is_free(batch);) {
     if (backoff.pause()) (void)own_.room.idle();  // throws what went wrong on the device
   }

@@ -47,7 +47,7 @@ class PutMover : public NcclMover {
   std::vector<Landings> exchange(const Landings& own, size_t batches);
   size_t batches() const override { return schedule_.batches.size(); }
   const NcclBatch& plan(size_t batch) const override { return schedule_.batches[batch]; }
-  void pack(size_t batch) override;
+  void prepare(size_t batch) override;
   void transfer(size_t batch, const char* what) override;
   void abort_others() noexcept override;
   bool is_free(size_t batch);

@@ -3,7 +3,6 @@
 #include "nccl/put_schedule.h"
 
 #include <algorithm>
-#include <numeric>
 
 #include "base/error.h"
 #include "base/text.h"
@@ -35,8 +34,7 @@ class BatchBuilder {
         task_(task),
         weights_(task.weights),
         layout_(task.weights.tensor_bytes),
-        expert_bytes_(std::accumulate(weights_.tensor_bytes.begin(), weights_.tensor_bytes.end(),
-                                      uint64_t{0})),
+        expert_bytes_(weights_.expert_bytes()),
         set_(index % task.staging.sets * task.staging.cells),
         schedule_(*schedule) {}
 

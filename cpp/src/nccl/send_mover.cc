@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "memory/allocation.h"
+#include "memory/growing_memory.h"
 #include "nccl/nccl_factory.h"
 
 namespace eplb {
@@ -36,37 +38,30 @@ uint32_t copy_blocks(const SendTask& task) {
   return pulls ? kCopyBlocksBesidePulls : kCopyBlocks;
 }
 
-// Every slot copied, committed and packed once: more than most programs need.
-uint64_t expected_pieces(const WeightsView& weights) {
-  return uint64_t{3} * weights.layers * weights.slots * weights.tensors;
-}
-
 }  // namespace
 
 struct SendMover::SendResources : NcclMover::Resources {
   SendResources(const MoverConfig& config, std::shared_ptr<const GpuPeers> all)
-      : Resources(config, expected_pieces(config.weights)),
+      : Resources(config),
         peers(std::move(all)),
         layout(config.weights, config.staging),
         pull(first_priority()),
         pulled(std::make_unique<Event[]>(config.staging.sets)),
         packed(std::make_unique<Event[]>(config.staging.sets)),
         staging(config.device, std::max(config.staging.sets * layout.set_bytes(), kLeastBytes)),
-        scratch(config.device, 2 * kLongMessage) {}
+        scratch(config.device, 2 * kLongMessage),
+        packs(config.device),
+        send_packs(config.device) {}
   bool copies_idle() const override { return Resources::copies_idle() && pull.idle(); }
-  bool drained() const override {
-    return Resources::drained() && cudaStreamQuery(pull) != cudaErrorNotReady;
-  }
+  bool drained() const override { return Resources::drained() && !pull.running(); }
 
   const std::shared_ptr<const GpuPeers> peers;
   const StagingLayout layout;
   const Stream pull;
   const std::unique_ptr<Event[]> pulled, packed;  // [sets]
   const Allocation staging;
-  const Allocation scratch;      // the warm-up's two messages
-  Allocation packs, send_packs;  // these grow with the programs
-  uint64_t pack_bytes = 0, send_pack_bytes = 0;
-  std::vector<Allocation> outgrown;
+  const Allocation scratch;         // the warm-up's two messages
+  GrowingMemory packs, send_packs;  // these grow with the programs
 };
 
 SendMover::SendMover(const MoverConfig& config, const NcclIdBlob& id,
@@ -75,10 +70,7 @@ SendMover::SendMover(const MoverConfig& config, const NcclIdBlob& id,
       own_(static_cast<SendResources&>(*gpu_)),
       task_(task_of(config, *own_.peers)) {
   copy_blocks_ = copy_blocks(task_);
-  const uint64_t pack_bytes = config.staging.sets * config.staging.cells * own_.layout.pack_bytes;
-  grow(&own_.pack_bytes, &own_.packs, pack_bytes);
-  grow(&own_.send_pack_bytes, &own_.send_packs, pack_bytes);
-  count_staging();
+  reserve_packs(config.staging.cells, config.staging.cells);
   join(id);
   warm_up();
 }
@@ -114,15 +106,11 @@ void SendMover::exchange_with_all(uint64_t bytes, const char* what) {
 }
 
 void SendMover::lower(const std::vector<RankBatch>& batches, bool held) {
-  const uint64_t sets = config_.staging.sets;
   StagingAddresses addresses;
-  addresses.sets = sets;
+  addresses.sets = config_.staging.sets;
   addresses.send_experts = most_sent(batches, task_);
   addresses.pack_experts = most_packed(batches, task_);
-  grow(&own_.pack_bytes, &own_.packs, sets * addresses.pack_experts * own_.layout.pack_bytes);
-  grow(&own_.send_pack_bytes, &own_.send_packs,
-       sets * addresses.send_experts * own_.layout.pack_bytes);
-  count_staging();
+  reserve_packs(addresses.pack_experts, addresses.send_experts);
   addresses.cells = own_.staging.address();
   addresses.packs = own_.packs.address();
   addresses.send_packs = own_.send_packs.address();
@@ -132,22 +120,15 @@ void SendMover::lower(const std::vector<RankBatch>& batches, bool held) {
   own_.pieces.assign(std::move(schedule_.kernel_pieces), std::move(schedule_.engine_pieces));
 }
 
-// Makes sure that `memory` holds `bytes`. What it outgrows is kept: freeing it might wait for
-// kernels of other ranks of this process, which may already wait for this rank.
-void SendMover::grow(uint64_t* capacity, Allocation* memory, uint64_t bytes) {
-  if (bytes <= *capacity) return;
-  Allocation larger(config_.device, std::max(bytes, 2 * *capacity));
-  std::swap(*memory, larger);
-  if (*capacity > 0) own_.outgrown.push_back(std::move(larger));
-  *capacity = std::max(bytes, 2 * *capacity);
+// Of so many experts in each set: those that it holds in packs, and those that it sends.
+void SendMover::reserve_packs(uint64_t packed, uint64_t sent) {
+  const uint64_t sets = config_.staging.sets;
+  own_.packs.reserve(sets * packed * own_.layout.pack_bytes);
+  own_.send_packs.reserve(sets * sent * own_.layout.pack_bytes);
+  staging_bytes = sets * own_.layout.set_bytes() + own_.packs.bytes() + own_.send_packs.bytes();
 }
 
-void SendMover::count_staging() {
-  staging_bytes =
-      config_.staging.sets * own_.layout.set_bytes() + own_.pack_bytes + own_.send_pack_bytes;
-}
-
-void SendMover::pack(size_t batch) {
+void SendMover::prepare(size_t batch) {
   const SendBatch& plan = schedule_.batches[batch];
   const size_t set = batch % config_.staging.sets;
   own_.pull.wait(events(batch).committed);

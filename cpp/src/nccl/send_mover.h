@@ -15,7 +15,6 @@
 #include <memory>
 #include <vector>
 
-#include "memory/allocation.h"
 #include "nccl/nccl_mover.h"
 #include "nccl/send_schedule.h"
 #include "pull/gpu_peers.h"
@@ -36,10 +35,9 @@ class SendMover : public NcclMover {
   void lower(const std::vector<RankBatch>& batches, bool held) override;
   size_t batches() const override { return schedule_.batches.size(); }
   const NcclBatch& plan(size_t batch) const override { return schedule_.batches[batch]; }
-  void pack(size_t batch) override;
+  void prepare(size_t batch) override;
   void transfer(size_t batch, const char* what) override;
-  void grow(uint64_t* capacity, Allocation* memory, uint64_t bytes);
-  void count_staging();
+  void reserve_packs(uint64_t packed, uint64_t sent);
 
   SendResources& own_;
   const SendTask task_;

@@ -8,6 +8,7 @@
 #include <tuple>
 
 #include "base/error.h"
+#include "base/round_up.h"
 #include "base/text.h"
 #include "eplb.h"
 #include "transport/copy_lists.h"
@@ -17,10 +18,6 @@ namespace {
 
 constexpr uint64_t kLargeAlignment = 256;  // what cudaMalloc gives; NCCL likes it too
 constexpr uint64_t kSmallAlignment = 16;   // one vector load
-
-uint64_t align(uint64_t bytes, uint64_t alignment) {
-  return (bytes + alignment - 1) / alignment * alignment;
-}
 
 // The most operations of one batch that `count` chooses.
 template <class Count>
@@ -43,8 +40,7 @@ class BatchBuilder {
         task_(task),
         weights_(task.weights),
         layout_(layout),
-        expert_bytes_(std::accumulate(weights_.tensor_bytes.begin(), weights_.tensor_bytes.end(),
-                                      uint64_t{0})),
+        expert_bytes_(weights_.expert_bytes()),
         cells_(staging.cells + set * layout.set_bytes()),
         packs_(staging.packs + set * staging.pack_experts * layout.pack_bytes),
         send_packs_(staging.send_packs + set * staging.send_experts * layout.pack_bytes) {}
@@ -229,7 +225,7 @@ StagingLayout::StagingLayout(const WeightsView& weights, const StagingPlan& plan
     small.push_back(bytes <= plan.small_bytes);
     uint64_t& end = small.back() ? pack_bytes : cell_bytes;
     offset.push_back(end);
-    end += align(bytes, small.back() ? kSmallAlignment : kLargeAlignment);
+    end += round_up(bytes, small.back() ? kSmallAlignment : kLargeAlignment);
   }
 }
 

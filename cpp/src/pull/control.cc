@@ -12,6 +12,7 @@
 #include <cstring>
 #include <utility>
 
+#include "base/round_up.h"
 #include "base/text.h"
 
 namespace eplb {
@@ -95,7 +96,7 @@ enum NoteState : uint32_t { kWriting = 1, kWritten = 2 };
 uint64_t Control::bytes(uint32_t world, uint32_t fences) {
   // Fences on cache lines of their own; the arrivals are looked at after failures only.
   const uint64_t head = sizeof(Header) + sizeof(Word) * world;
-  return (head + kCacheLine - 1) / kCacheLine * kCacheLine + kCacheLine * fences;
+  return round_up(head, kCacheLine) + kCacheLine * fences;
 }
 
 Control::Control(SharedMemory segment, std::unique_ptr<uint64_t[]> heap)

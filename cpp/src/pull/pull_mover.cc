@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <numeric>
 #include <utility>
 
 #include "base/text.h"
@@ -30,8 +29,7 @@ class PullMover : public Mover {
         own_(config.weights),
         staging_plan_(config.staging),
         layout_(own_.tensor_bytes),
-        expert_bytes_(
-            std::accumulate(own_.tensor_bytes.begin(), own_.tensor_bytes.end(), uint64_t{0})),
+        expert_bytes_(own_.expert_bytes()),
         views_(std::move(views)),
         control_(std::move(control)),
         cancellation_(cancellation) {

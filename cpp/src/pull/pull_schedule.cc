@@ -3,7 +3,6 @@
 #include "pull/pull_schedule.h"
 
 #include <algorithm>
-#include <numeric>
 #include <utility>
 
 #include "eplb.h"
@@ -174,8 +173,7 @@ class BatchBuilder {
   }
 
   void count_bytes(PullBatch* result) const {
-    const uint64_t expert =
-        std::accumulate(own_.tensor_bytes.begin(), own_.tensor_bytes.end(), uint64_t{0});
+    const uint64_t expert = own_.expert_bytes();
     for (const Operation& operation : batch_.operations) {
       if (operation.code == EPLB_OP_SEND) result->bytes_out += expert;
       if (operation.code == EPLB_OP_RECEIVE) result->bytes_in += expert;

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "base/round_up.h"
 #include "base/text.h"
 #include "eplb.h"
 
@@ -22,7 +23,7 @@ uint64_t join(uint32_t epoch, uint32_t batches) {
   return static_cast<uint64_t>(epoch) << 32 | batches;
 }
 
-uint64_t whole_lines(uint64_t bytes) { return (bytes + kCacheLine - 1) / kCacheLine * kCacheLine; }
+uint64_t whole_lines(uint64_t bytes) { return round_up(bytes, kCacheLine); }
 
 }  // namespace
 

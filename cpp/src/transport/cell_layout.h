@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "base/round_up.h"
+
 namespace eplb {
 
 struct CellLayout {
@@ -12,7 +14,7 @@ struct CellLayout {
     constexpr uint64_t kAlignment = 16;  // for vector loads
     for (const uint64_t size : tensor_bytes) {
       offset.push_back(bytes);
-      bytes += (size + kAlignment - 1) / kAlignment * kAlignment;
+      bytes += round_up(size, kAlignment);
     }
   }
   // Bytes that one tensor takes, padding included.
